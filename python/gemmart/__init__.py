@@ -1,0 +1,1 @@
+"""Run Gemma on your own machine."""

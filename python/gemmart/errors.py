@@ -1,0 +1,144 @@
+"""The exceptions of gemmart.
+
+    GemmartError
+    ├── ModelNotFound (FileNotFoundError)        no such model file or name
+    ├── ModelFormatError (ValueError)            the file is not what it says it is
+    │   └── TruncatedModel                       it ends too early
+    ├── UnsupportedModel (ValueError)            a sound file that asks for what this build does not do
+    ├── ModelChanged (RuntimeError)              the file was changed after it was opened
+    ├── NumericError (RuntimeError)              the weights produce NaN or infinity
+    ├── TemplateError (ValueError)               the chat template cannot be used for these messages
+    │   └── TemplateLimit                        it exceeds a limit of time, memory or size
+    ├── DownloadError (OSError)
+    │   ├── ChecksumError
+    │   └── DiskFull
+    ├── DeviceError (RuntimeError)               a device or instruction set cannot be used
+    ├── OutOfMemory (MemoryError)
+    ├── InvalidRequest (ValueError)              a caller's mistake
+    │   └── ContextOverflow                      the prompt does not fit; has n_prompt and n_ctx
+    ├── Cancelled                                the caller stopped it; `partial` holds what was written
+    └── InternalError (RuntimeError)             a bug in gemmart
+
+Each class knows the exit code of the command line (`exit_code`) and the HTTP status that stands for it (`http_status`).
+"""
+
+from __future__ import annotations
+
+
+class GemmartError(Exception):
+    """Base of all errors that gemmart raises."""
+
+    exit_code = 70
+    http_status = 500
+
+
+class ModelNotFound(GemmartError, FileNotFoundError):
+    """No model under that path or name."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class ModelFormatError(GemmartError, ValueError):
+    """A model file that is broken; the message names the path, the field or tensor, the value and the rule."""
+
+    exit_code = 3
+
+
+class TruncatedModel(ModelFormatError):
+    """A model file that ends before what it announces."""
+
+
+class UnsupportedModel(GemmartError, ValueError):
+    """A sound model file that asks for something that this build does not do."""
+
+    exit_code = 4
+
+
+class ModelChanged(GemmartError, RuntimeError):
+    """The model file was changed after it was opened."""
+
+    exit_code = 3
+    http_status = 503
+
+
+class NumericError(GemmartError, RuntimeError):
+    """The weights produce NaN or infinity."""
+
+    exit_code = 3
+
+
+class TemplateError(GemmartError, ValueError):
+    """A chat template that cannot be used, or not for these messages."""
+
+    exit_code = 5
+    http_status = 400
+
+
+class TemplateLimit(TemplateError):
+    """A chat template that exceeds a limit of time, memory or size."""
+
+
+class DownloadError(GemmartError, OSError):
+    """A download that failed; nothing is left half-written."""
+
+    exit_code = 6
+
+
+class ChecksumError(DownloadError):
+    """A downloaded file whose hash is not the published one; it was not installed."""
+
+    exit_code = 7
+
+
+class DiskFull(DownloadError):
+    """Not enough disk space; the message gives the bytes needed and free."""
+
+
+class DeviceError(GemmartError, RuntimeError):
+    """A device or instruction set that cannot be used."""
+
+    exit_code = 9
+    http_status = 503
+
+
+class OutOfMemory(GemmartError, MemoryError):
+    """Not enough memory; the message gives the bytes needed and available."""
+
+    exit_code = 10
+    http_status = 503
+
+
+class InvalidRequest(GemmartError, ValueError):
+    """A caller's mistake; the message names the parameter, its value and the rule."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class ContextOverflow(InvalidRequest):
+    """A prompt that does not fit into the context."""
+
+    exit_code = 11
+
+    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(
+            f"the prompt has {n_prompt} tokens, but the maximum context length is {n_ctx} tokens; "
+            "shorten it or load the model with a larger ctx"
+        )
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx
+
+
+class Cancelled(GemmartError):
+    """The caller stopped the generation; `partial` holds the result so far."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, partial: object = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class InternalError(GemmartError, RuntimeError):
+    """A bug in gemmart."""
