@@ -1,7 +1,8 @@
 // The dense decoder that all families share, described by plain data: a family fills in a Config, an executor runs it.
 //
-// Dimensions, here and everywhere: n_tokens rows of a batch; dim the width of the residual stream; n_heads query heads and
-// n_kv_heads key/value heads of head_dim each; ffn_dim the width of the gated feed-forward; n_vocab; pos a position in a sequence.
+// Dimensions, here and everywhere: n_tokens rows of a batch; dim the width of the residual stream; n_heads query heads
+// and n_kv_heads key/value heads of head_dim each; ffn_dim the width of the gated feed-forward; n_vocab; pos a position
+// in a sequence.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@ namespace gemmart {
 enum class Activation { Gelu, Silu };  // Gelu: the tanh form
 
 struct RopeFacts {
-    bool neox;                    // pairs (i, i + head_dim/2); otherwise neighbours (2i, 2i + 1)
+    bool neox;                     // pairs (i, i + head_dim/2); otherwise neighbours (2i, 2i + 1)
     std::vector<double> inv_freq;  // [head_dim / 2] radians a position, scaling included
 };
 
@@ -33,12 +34,12 @@ struct Config {
     int n_vocab = 0;
     int n_ctx_train = 0;
     float norm_eps = 0;
-    float embedding_scale = 1;  // Gemma: sqrt(dim), in float32
+    float embedding_scale = 1;    // Gemma: sqrt(dim), in float32
     float attention_softcap = 0;  // 0: none
     float final_softcap = 0;
     Activation activation = Activation::Gelu;
-    bool post_norms = false;  // a norm after attention and after the feed-forward, before the residual sum
-    bool qk_norm = false;     // RMSNorm of each head's query and key before rope
+    bool post_norms = false;   // a norm after attention and after the feed-forward, before the residual sum
+    bool qk_norm = false;      // RMSNorm of each head's query and key before rope
     bool tied_output = false;  // the output matrix is the token embedding
     std::vector<RopeFacts> ropes;
     std::vector<LayerFacts> layers;

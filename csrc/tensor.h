@@ -1,4 +1,5 @@
-// DType: how numbers are stored (one per row of formats/formats.def). Tensor: a view of stored numbers; it owns nothing.
+// DType: how numbers are stored (one per row of formats/formats.def). Tensor: a view of stored numbers; it owns
+// nothing.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +24,8 @@ struct FormatInfo {
     void (*decode)(const void* src, float* dst, int64_t n);
 };
 
-const std::vector<FormatInfo>& formats();                 // in the order of formats.def
-const FormatInfo* find_format(uint32_t gguf_id);          // nullptr where there is none
+const std::vector<FormatInfo>& formats();         // in the order of formats.def
+const FormatInfo* find_format(uint32_t gguf_id);  // nullptr where there is none
 const FormatInfo& format_of(DType dtype);
 inline size_t row_bytes(const FormatInfo& f, int64_t n_cols) {
     return static_cast<size_t>(n_cols) / f.block_size * f.block_bytes;
@@ -36,7 +37,7 @@ struct Tensor {
     std::vector<int64_t> shape;  // NumPy's order: the last one is contiguous. 1 to 4 dimensions
     uint64_t offset;             // bytes from the start of the file on disk
     uint64_t n_bytes;
-    const std::byte* data;       // in the mapping of the file
+    const std::byte* data;  // in the mapping of the file
 };
 
 }  // namespace gemmart

@@ -1,0 +1,131 @@
+// Which instruction sets this build has and this CPU runs; the kernel table of each.
+#include <cstdlib>
+
+#include "cpu/tables.h"
+#include "error.h"
+
+namespace gemmart::cpu {
+namespace {
+
+enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16, AVX512BF16 = 32 };
+
+constexpr struct {
+    Feature feature;
+    const char* name;
+} kFeatures[] = {{AVX2, "avx2"},
+                 {FMA, "fma"},
+                 {F16C, "f16c"},
+                 {AVX512, "avx512f, bw, dq, vl"},
+                 {AVX512VNNI, "avx512vnni"},
+                 {AVX512BF16, "avx512bf16"}};
+
+int cpu_features() {
+    int found = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2")) found |= AVX2;
+    if (__builtin_cpu_supports("fma")) found |= FMA;
+    if (__builtin_cpu_supports("f16c")) found |= F16C;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        found |= AVX512;
+    if (__builtin_cpu_supports("avx512vnni")) found |= AVX512VNNI;
+    if (__builtin_cpu_supports("avx512bf16")) found |= AVX512BF16;
+#endif
+    return found;
+}
+
+using Fill = void (*)(Kernels&);
+
+void fill_scalar(Kernels& k) {
+    fill_matmul_scalar(k);
+    fill_vector_scalar(k);
+    fill_attention_scalar(k);
+}
+
+#ifdef GEMMART_HAVE_avx2
+void fill_avx2(Kernels& k) {
+    fill_matmul_avx2(k);
+    fill_vector_avx2(k);
+    fill_attention_avx2(k);
+}
+#else
+constexpr Fill fill_avx2 = nullptr;
+#endif
+
+#ifdef GEMMART_HAVE_avx512vnni
+void fill_avx512vnni(Kernels& k) {
+    fill_matmul_avx512vnni(k);
+    fill_vector_avx512vnni(k);
+    fill_attention_avx512vnni(k);
+}
+#else
+constexpr Fill fill_avx512vnni = nullptr;
+#endif
+
+#ifdef GEMMART_HAVE_avx512bf16
+void fill_avx512bf16(Kernels& k) { fill_matmul_avx512bf16(k); }
+#else
+constexpr Fill fill_avx512bf16 = nullptr;
+#endif
+
+constexpr struct {
+    const char* name;
+    int needs;
+    Fill fill;
+} kIsas[] = {
+#define ISA(name, flags, features) {#name, features, fill_##name},
+#include "cpu/isas.def"
+#undef ISA
+};
+constexpr int kCount = sizeof(kIsas) / sizeof(kIsas[0]);
+
+struct Tables {
+    Kernels tables[kCount];
+    std::vector<IsaStatus> statuses;
+
+    Tables() {
+        const int have = cpu_features();
+        Kernels kernels{};
+        for (int i = 0; i < kCount; ++i) {
+            IsaStatus status{kIsas[i].name, kIsas[i].fill != nullptr, false, ""};
+            for (auto [feature, name] : kFeatures)
+                if (kIsas[i].needs & feature & ~have)
+                    status.why_not += (status.why_not.empty() ? "this CPU lacks " : ", ") + std::string(name);
+            if (!status.built) status.why_not = "not in this build";
+            status.usable = status.why_not.empty();
+            if (status.usable) kIsas[i].fill(kernels);
+            kernels.isa = kIsas[i].name;
+            tables[i] = kernels;
+            statuses.push_back(status);
+        }
+    }
+};
+
+const Tables& tables() {
+    static const Tables all;
+    return all;
+}
+
+}  // namespace
+
+std::vector<IsaStatus> isas() { return tables().statuses; }
+
+const Kernels& kernels_for(const std::string& isa) {
+    const Tables& all = tables();
+    const char* forced = std::getenv("GEMMART_ISA");
+    const std::string wanted = !isa.empty() ? isa : forced ? forced : "";
+    std::string names;
+    for (int i = kCount - 1; i >= 0; --i) {
+        const IsaStatus& status = all.statuses[i];
+        if (wanted.empty() && status.usable) return all.tables[i];
+        if (wanted == status.name) {
+            check<DeviceError>(status.usable, "GEMMART_ISA=", wanted, " cannot be used: ", status.why_not);
+            return all.tables[i];
+        }
+        names = std::string(status.name) + (names.empty() ? "" : ", ") + names;
+    }
+    throw DeviceError(message("GEMMART_ISA=", wanted, " is unknown; this build knows ", names));
+}
+
+}  // namespace gemmart::cpu

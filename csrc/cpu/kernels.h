@@ -1,0 +1,86 @@
+// The kernels of the CPU executor: one pointer each, filled by the scalar table and overridden by stronger ISAs
+// (isas.def). Results do not depend on the number of columns, rows or threads of a call: each output is one chain of
+// float operations in order of the column (matmul) or position (attention), the same in every call of one ISA.
+#pragma once
+
+#include "cpu/layout.h"
+#include "decoder.h"
+#include "kv_cache.h"
+
+namespace gemmart::cpu {
+
+// Scratch that every kernel call may overwrite; one a thread, 64-byte aligned.
+inline constexpr size_t kScratchBytes = 1 << 20;
+
+struct AttentionJob {
+    KvType type;
+    KvHeadLayout layout;
+    int head_dim;
+    int n_rows;  // query rows that share this kv head: some tokens of one sequence × the heads of the group
+    const float* const* queries;  // [n_rows] of [head_dim], scaled
+    float* const* outputs;        // [n_rows] of [head_dim]
+    const int* positions;         // [n_rows] of each query
+    int window;                   // 0: none
+    float softcap;                // 0: none
+    const std::byte* const*
+        pages;  // by page number: this kv head's part; pages outside of every row's window are not read
+};
+
+struct Kernels {
+    const char* isa;
+
+    // One column group, w columns of n_cols numbers. d = max|x| / 127, q = round to nearest even (x / d); a block with
+    // a NaN or an infinity gets a d that is not finite, so that the fault reaches the logits.
+    void (*quantize)(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16);
+    // The same columns as x [n_cols][w].
+    void (*interleave)(const float* const* x, int w, int n_cols, float* out);
+
+    // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c.
+    // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q6_K: scale0 · Σ + scale1 · Σ, two half groups),
+    // sum = sum + t · d, sum = sum − offset · ds32 (Q6_K: twice, with ds16); groups in order. Σ u q is exact.
+    // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.
+    // Against float64: |error| <= 1e-5 · Σ |w · x|. out must not alias anything; nothing is written beyond row n_rows
+    // - 1.
+    void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                   std::byte* scratch);
+
+    // out[i] = x[i] · weight[i] / sqrt(mean(x²) + eps); out may be x. The squares are added in 16 lanes (i mod 16),
+    // then by a fixed tree.
+    void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
+    // x[i] += y[i]
+    void (*add)(float* x, const float* y, int n);
+    // x[i] *= s
+    void (*scale)(float* x, float s, int n);
+    // out[i] = act(gate[i]) · up[i]; out may be gate.
+    void (*gate)(Activation act, const float* gate, const float* up, int n, float* out);
+    // x[i] = cap · tanh(x[i] / cap), absolute error <= 3e-7 · cap
+    void (*softcap)(float* x, int n, float cap);
+    // Rotates pairs of x [head_dim] by angles with the given cosines and sines [head_dim / 2].
+    void (*rope)(float* x, const float* cosines, const float* sines, int head_dim, bool neox);
+
+    // Writes one position's key and value [head_dim] into a head's part of a page.
+    void (*store_kv)(KvType type, const KvHeadLayout& layout, int head_dim, const float* key, const float* value,
+                     int slot, std::byte* part);
+    // outputs[r] = Σ_p softmax_p(cap(queries[r] · key_p)) · value_p over p in [max(0, pos − window + 1), pos]. Pages in
+    // order, a running maximum a row; within a page the weights are added in order of position.
+    void (*attention)(const AttentionJob& job, std::byte* scratch);
+};
+
+// ISAs of this build that this CPU can run, weakest first; the last is the default.
+struct IsaStatus {
+    const char* name;
+    bool built;
+    bool usable;
+    std::string why_not;
+};
+std::vector<IsaStatus> isas();
+// Throws DeviceError naming what is missing for an ISA that is unknown, not built or not usable; "" is the best one, or
+// GEMMART_ISA.
+const Kernels& kernels_for(const std::string& isa);
+
+// Packing (pack.cpp). Formats without a packed layout have panel_bytes 0.
+size_t panel_bytes(DType dtype, int n_cols);
+// n_valid <= 16 rows at rows + r · row_stride; missing rows become zero.
+void pack_panel(DType dtype, const std::byte* rows, size_t row_stride, int n_valid, int n_cols, std::byte* panel);
+
+}  // namespace gemmart::cpu

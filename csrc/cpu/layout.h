@@ -1,0 +1,64 @@
+// How the CPU executor lays out weights and activations. Plain data, included by every ISA: no function here has
+// linkage.
+//
+// WEIGHTS stand in panels of kPanel = 16 rows, so that a vector lane belongs to one output row and nothing is ever
+// summed across lanes. A panel is the sequence of its blocks in order of column; a packed block holds kPanel blocks of
+// the file, permuted: no number is changed and no byte added. "Slot" s of a group of 32 columns is its columns 4s …
+// 4s+3 for all rows: [16 rows][4].
+//
+//   Q4_0  d f16[16] | qs [4 slots][16][4]            slot s < 4: low nibbles of qs[s]; slot s >= 4: high nibbles of
+//   qs[s - 4] Q4_1  d f16[16] | m f16[16] | qs as Q4_0 Q5_0  d f16[16] | qh u64[8 slots] | qs as Q4_0   bit 4r + b of
+//   qh[s] is the fifth bit of row r, column 4s + b Q8_0  d f16[16] | qs [8 slots][16][4]            int8 Q4_K  d
+//   f16[16] | dmin f16[16] | sc_lo [4][16] | m_lo [4][16] | sc_hi [2][16] | m_hi [2][16] | qs [4 pairs][8 slots][16][4]
+//         8 groups g: scale = (nibble g & 1 of sc_lo[g / 2]) | (two bits 2 (g % 4) of sc_hi[g / 4]) << 4, the minimum
+//         likewise; slot s of group g: nibble g & 1 of qs[g / 2][s]
+//   Q5_K  as Q4_K, with qh u64 [8 groups][8 slots] before qs
+//   Q6_K  d f16[16] | sc int8 [16 half groups][16] | ql [2 halves][16][16][4] | qh [2 halves][8][16][4]
+//         group g = 4 h + j: slot s: nibble j >> 1 of ql[h][8 (j & 1) + s], two bits 2 j of qh[h][s]; half group 2 g +
+//         (s >= 4)
+//   F32   f32 [n_cols][16]      F16  f16 [n_cols][16]      BF16  bf16 [n_cols / 2][16][2]
+//
+// Every integer format is, in each group, weight = scale · u − offset with an unsigned byte u: Q4_0 offset 8 d, Q5_0 16
+// d, Q8_0 128 d (u = q + 128), Q6_K 32 scale per half group, Q4_1 −m, Q4_K and Q5_K dmin · m. Formats that are not in
+// the list stay in rows as in the file and are decoded to an F32 panel where they are used.
+//
+// ACTIVATIONS, n_tokens columns, stand in column groups of width 8, … 8, then 4, 2, 1 for the rest. The group that
+// begins at column c with width w begins at element c · (elements a column) of each array:
+//   q     int8  [n_cols / 4][w][4]    x ≈ d · q, |q| <= 127, one scale for kGroup = 32 numbers
+//   d     float [n_cols / 32][w]
+//   ds32  float [n_cols / 32][w]      d · Σ q over 32 numbers
+//   ds16  float [n_cols / 16][w]      d · Σ q over 16 numbers
+//   x     float [n_cols][w]           unrounded, for the float formats
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensor.h"
+
+namespace gemmart::cpu {
+
+inline constexpr int kPanel = 16;    // rows a panel
+inline constexpr int kGroup = 32;    // columns an activation scale
+inline constexpr int kMaxWidth = 8;  // columns a column group
+inline constexpr int kBlock = 256;   // n_cols of every matrix is a multiple of kGroup; K formats need kBlock
+
+struct Matrix {
+    DType dtype;
+    bool packed;  // panels as above; otherwise rows as in the file
+    int n_rows, n_cols;
+    const std::byte* data;  // [ceil(n_rows / 16)] panels, or [n_rows] rows
+    size_t stride;          // bytes a panel, or a row
+};
+
+struct Activations {
+    int n_tokens;
+    int n_cols;
+    const int8_t* q;  // nullptr where no integer format reads them
+    const float *d, *ds32, *ds16;
+    const float* x;  // nullptr where no float format reads them
+};
+
+static inline int column_group_width(int n_left) { return n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1; }
+
+}  // namespace gemmart::cpu

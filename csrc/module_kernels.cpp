@@ -1,0 +1,270 @@
+// _core.kernels: every kernel of every ISA on NumPy arrays, for tests and `gemmart bench --kernels`.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "cpu/kernels.h"
+#include "error.h"
+#include "module.h"
+
+namespace py = pybind11;
+
+namespace gemmart {
+namespace {
+
+using namespace cpu;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Raw = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+struct AlignedBytes {
+    std::unique_ptr<std::byte, void (*)(void*)> bytes{nullptr,
+                                                      [](void* p) { ::operator delete(p, std::align_val_t(64)); }};
+    explicit AlignedBytes(size_t n) {
+        bytes.reset(static_cast<std::byte*>(::operator new(n + 64, std::align_val_t(64))));
+    }
+    std::byte* get() { return bytes.get(); }
+};
+
+const FormatInfo& format_named(const std::string& name) {
+    for (const FormatInfo& f : formats())
+        if (name == f.name) return f;
+    throw std::invalid_argument(message("format: ", name, " is unknown"));
+}
+
+// Activations of x [n_tokens, n_cols], packed by one ISA's kernels.
+struct Packed {
+    std::vector<int8_t> q;
+    std::vector<float> d, ds32, ds16, x;
+    Activations view;
+
+    Packed(const Kernels& kernels, const Floats& in) {
+        check<std::invalid_argument>(in.ndim() == 2 && in.shape(1) % kGroup == 0,
+                                     "x must be [n_tokens, n_cols], n_cols a multiple of ", kGroup);
+        const int n_tokens = static_cast<int>(in.shape(0)), n_cols = static_cast<int>(in.shape(1));
+        const size_t n = in.size();
+        q.resize(n), x.resize(n), d.resize(n / 32), ds32.resize(n / 32), ds16.resize(n / 16);
+        for (int c = 0, w; c < n_tokens; c += w) {
+            w = column_group_width(n_tokens - c);
+            const float* rows[kMaxWidth];
+            for (int i = 0; i < w; ++i) rows[i] = in.data(c + i, 0);
+            const size_t at = static_cast<size_t>(c) * n_cols;
+            kernels.quantize(rows, w, n_cols, q.data() + at, d.data() + at / 32, ds32.data() + at / 32,
+                             ds16.data() + at / 16);
+            kernels.interleave(rows, w, n_cols, x.data() + at);
+        }
+        view = {n_tokens, n_cols, q.data(), d.data(), ds32.data(), ds16.data(), x.data()};
+    }
+};
+
+// Rows of a format, packed into panels where the format has a packed layout and `packed` asks for it.
+struct Weights {
+    AlignedBytes bytes;
+    Matrix view;
+
+    Weights(const FormatInfo& format, const Raw& rows, int n_cols, bool packed)
+        : bytes(needed(format, rows, n_cols, packed)) {
+        const int n_rows = static_cast<int>(rows.shape(0));
+        const size_t stride = row_bytes(format, n_cols);
+        const size_t panel = packed ? panel_bytes(format.dtype, n_cols) : 0;
+        if (panel)
+            for (int row = 0; row < n_rows; row += kPanel)
+                pack_panel(format.dtype, reinterpret_cast<const std::byte*>(rows.data(row, 0)), stride,
+                           std::min(kPanel, n_rows - row), n_cols, bytes.get() + row / kPanel * panel);
+        else
+            std::memcpy(bytes.get(), rows.data(), stride * n_rows);
+        view = {format.dtype, panel != 0, n_rows, n_cols, bytes.get(), panel ? panel : stride};
+    }
+
+    static size_t needed(const FormatInfo& format, const Raw& rows, int n_cols, bool packed) {
+        check<std::invalid_argument>(
+            rows.ndim() == 2 && static_cast<size_t>(rows.shape(1)) == row_bytes(format, n_cols) &&
+                n_cols % format.block_size == 0 && n_cols % kGroup == 0,
+            "weights must be bytes [n_rows, bytes of ", n_cols, " columns in ", format.name, "]");
+        const size_t n_panels = (rows.shape(0) + kPanel - 1) / kPanel;
+        return packed && panel_bytes(format.dtype, n_cols) ? n_panels * panel_bytes(format.dtype, n_cols)
+                                                           : rows.shape(0) * rows.shape(1);
+    }
+};
+
+Floats matmul(const std::string& isa, const std::string& format, const Raw& weights, const Floats& x, bool packed,
+              std::vector<int> panels) {
+    const Kernels& kernels = kernels_for(isa);
+    Packed activations(kernels, x);
+    Weights w(format_named(format), weights, activations.view.n_cols, packed);
+    const int n_panels = (w.view.n_rows + kPanel - 1) / kPanel;
+    if (panels.empty()) panels = {0, n_panels};
+    check<std::invalid_argument>(
+        panels.size() == 2 && panels[0] >= 0 && panels[0] <= panels[1] && panels[1] <= n_panels,
+        "panels must be (begin, end) within ", n_panels);
+    // Red zones of NaN around the result: a kernel that writes beside it is caught by the caller, which sees the whole.
+    constexpr int kRedZone = 32;
+    const size_t ld = w.view.n_rows + kRedZone;
+    Floats out({static_cast<py::ssize_t>(activations.view.n_tokens), static_cast<py::ssize_t>(ld)});
+    std::fill_n(out.mutable_data(), out.size(), std::numeric_limits<float>::quiet_NaN());
+    AlignedBytes scratch(kScratchBytes);
+    float* to = out.mutable_data();
+    {
+        py::gil_scoped_release release;
+        kernels.matmul(w.view, activations.view, panels[0], panels[1], to, ld, scratch.get());
+    }
+    return out;
+}
+
+py::dict quantize(const std::string& isa, const Floats& x) {
+    Packed packed(kernels_for(isa), x);
+    const int n_tokens = packed.view.n_tokens, n_cols = packed.view.n_cols;
+    // Back to one row a token.
+    auto rows = [&](const auto& from, int elements, int unit) {
+        using T = std::decay_t<decltype(from[0])>;
+        py::array_t<T> out({n_tokens, elements});
+        for (int c = 0, w; c < n_tokens; c += w) {
+            w = column_group_width(n_tokens - c);
+            for (int i = 0; i < w; ++i)
+                for (int k = 0; k < elements; ++k)
+                    out.mutable_at(c + i, k) = from[static_cast<size_t>(c) * elements +
+                                                    (static_cast<size_t>(k / unit) * w + i) * unit + k % unit];
+        }
+        return out;
+    };
+    py::dict out;
+    out["q"] = rows(packed.q, n_cols, 4);
+    out["d"] = rows(packed.d, n_cols / 32, 1);
+    out["ds32"] = rows(packed.ds32, n_cols / 32, 1);
+    out["ds16"] = rows(packed.ds16, n_cols / 16, 1);
+    out["x"] = rows(packed.x, n_cols, 1);
+    return out;
+}
+
+Floats copy_of(const Floats& x) {
+    Floats out(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+    std::copy_n(x.data(), x.size(), out.mutable_data());
+    return out;
+}
+
+KvType kv_type_named(const std::string& name) {
+    if (name == "f32") return KvType::F32;
+    if (name == "f16") return KvType::F16;
+    if (name == "bf16") return KvType::BF16;
+    if (name == "q8_0") return KvType::Q8_0;
+    throw std::invalid_argument(message("kv_type: ", name, " is unknown; f32, f16, bf16 and q8_0 are known"));
+}
+
+// Stores keys and values [n_pos, head_dim], then attends with queries [n_rows, head_dim] at `positions` [n_rows].
+Floats attention(const std::string& isa, const std::string& kv_type, const Floats& keys, const Floats& values,
+                 const Floats& queries, const std::vector<int>& positions, int window, float softcap) {
+    const Kernels& kernels = kernels_for(isa);
+    const int n_pos = static_cast<int>(keys.shape(0)), head_dim = static_cast<int>(keys.shape(1));
+    const KvType type = kv_type_named(kv_type);
+    const KvHeadLayout layout = kv_head_layout(type, head_dim);
+    const int n_pages = (n_pos + kPageTokens - 1) / kPageTokens;
+    AlignedBytes cache(n_pages * layout.n_bytes), scratch(kScratchBytes);
+    std::memset(cache.get(), 0xff,
+                n_pages * layout.n_bytes);  // NaN in every type: what was not stored must not be read
+    for (int p = 0; p < n_pos; ++p)
+        kernels.store_kv(type, layout, head_dim, keys.data(p, 0), values.data(p, 0), p % kPageTokens,
+                         cache.get() + p / kPageTokens * layout.n_bytes);
+    const int n_rows = static_cast<int>(queries.shape(0));
+    Floats out({n_rows, head_dim});
+    std::vector<const float*> from(n_rows);
+    std::vector<float*> to(n_rows);
+    for (int r = 0; r < n_rows; ++r) {
+        check<std::invalid_argument>(positions[r] >= 0 && positions[r] < n_pos, "position ", positions[r],
+                                     " is not stored");
+        from[r] = queries.data(r, 0);
+        to[r] = out.mutable_data(r, 0);
+    }
+    std::vector<const std::byte*> pages(n_pages);
+    for (int i = 0; i < n_pages; ++i) pages[i] = cache.get() + i * layout.n_bytes;
+    kernels.attention(
+        {type, layout, head_dim, n_rows, from.data(), to.data(), positions.data(), window, softcap, pages.data()},
+        scratch.get());
+    return out;
+}
+
+}  // namespace
+
+void register_kernels(py::module_& parent) {
+    py::module_ m = parent.def_submodule(
+        "kernels",
+        "Every kernel of every ISA on arrays, for tests and benchmarks. isa \"\": the best one, or GEMMART_ISA.");
+    m.def(
+        "isas",
+        [] {
+            py::list out;
+            for (const IsaStatus& s : isas()) out.append(py::make_tuple(s.name, s.built, s.usable, s.why_not));
+            return out;
+        },
+        "[(name, built, usable, why not)], weakest first.");
+    m.def(
+        "running_isa", [](const std::string& isa) { return std::string(kernels_for(isa).isa); }, py::arg("isa") = "",
+        "Name of the ISA whose kernels are used; raises DeviceError where GEMMART_ISA names one that cannot be.");
+    m.def(
+        "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
+        py::arg("format"), "Whether the format has a packed layout.");
+    m.def("matmul", matmul, py::arg("isa"), py::arg("format"), py::arg("weights"), py::arg("x"), py::kw_only(),
+          py::arg("packed") = true, py::arg("panels") = std::vector<int>{},
+          "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
+          "then a red zone of NaN.");
+    m.def("quantize", quantize, py::arg("isa"), py::arg("x"),
+          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, x}, a row a token (csrc/cpu/layout.h).");
+    m.def(
+        "rms_norm",
+        [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {
+            Floats out = copy_of(x);
+            kernels_for(isa).rms_norm(x.data(), weight.data(), static_cast<int>(x.size()), eps, out.mutable_data());
+            return out;
+        },
+        py::arg("isa"), py::arg("x"), py::arg("weight"), py::arg("eps"));
+    m.def(
+        "add",
+        [](const std::string& isa, const Floats& x, const Floats& y) {
+            Floats out = copy_of(x);
+            kernels_for(isa).add(out.mutable_data(), y.data(), static_cast<int>(x.size()));
+            return out;
+        },
+        py::arg("isa"), py::arg("x"), py::arg("y"));
+    m.def(
+        "scale",
+        [](const std::string& isa, const Floats& x, float s) {
+            Floats out = copy_of(x);
+            kernels_for(isa).scale(out.mutable_data(), s, static_cast<int>(x.size()));
+            return out;
+        },
+        py::arg("isa"), py::arg("x"), py::arg("s"));
+    m.def(
+        "gate",
+        [](const std::string& isa, const std::string& act, const Floats& gate, const Floats& up) {
+            check<std::invalid_argument>(act == "gelu" || act == "silu", "act must be gelu or silu, not ", act);
+            Floats out = copy_of(gate);
+            kernels_for(isa).gate(act == "gelu" ? Activation::Gelu : Activation::Silu, gate.data(), up.data(),
+                                  static_cast<int>(gate.size()), out.mutable_data());
+            return out;
+        },
+        py::arg("isa"), py::arg("act"), py::arg("gate"), py::arg("up"));
+    m.def(
+        "softcap",
+        [](const std::string& isa, const Floats& x, float cap) {
+            Floats out = copy_of(x);
+            kernels_for(isa).softcap(out.mutable_data(), static_cast<int>(x.size()), cap);
+            return out;
+        },
+        py::arg("isa"), py::arg("x"), py::arg("cap"));
+    m.def(
+        "rope",
+        [](const std::string& isa, const Floats& x, const Floats& cosines, const Floats& sines, bool neox) {
+            Floats out = copy_of(x);
+            kernels_for(isa).rope(out.mutable_data(), cosines.data(), sines.data(), static_cast<int>(x.size()), neox);
+            return out;
+        },
+        py::arg("isa"), py::arg("x"), py::arg("cosines"), py::arg("sines"), py::arg("neox"));
+    m.def("attention", attention, py::arg("isa"), py::arg("kv_type"), py::arg("keys"), py::arg("values"),
+          py::arg("queries"), py::arg("positions"), py::kw_only(), py::arg("window") = 0, py::arg("softcap") = 0.f,
+          "Stores keys and values [n_pos, head_dim] in pages, attends with queries [n_rows, head_dim] -> [n_rows, "
+          "head_dim].");
+}
+
+}  // namespace gemmart
