@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/convert.h"
 #include "cpu/tables.h"
 #include "formats/common.h"
 

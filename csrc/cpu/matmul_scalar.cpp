@@ -11,7 +11,7 @@ namespace {
 
 // A block of a panel of an integer format: weight = scale · u − offset.
 struct Unpacked {
-    uint8_t u[kBlock / 4][kPanel][4];  // [slot][row][column]
+    uint8_t u[kBlock * kPanel];        // [slot][row][4 columns]
     float scale[kBlock / 16][kPanel];  // a group of 32, or a half group of 16 columns
     float offset[kBlock / 16][kPanel];
 };
@@ -27,7 +27,7 @@ float half_at(Bytes p, int i) {
 uint8_t bit_at(Bytes p, int i) { return (p[i / 8] >> (i % 8)) & 1; }
 
 void unpack_q4_0(Bytes p, Unpacked& out) {
-    for (int i = 0; i < 512; ++i) out.u[0][0][i] = nibble(p + 32 + i % 256, i / 256);
+    for (int i = 0; i < 512; ++i) out.u[i] = nibble(p + 32 + i % 256, i / 256);
     for (int r = 0; r < kPanel; ++r) {
         out.scale[0][r] = half_at(p, r);
         out.offset[0][r] = 8 * out.scale[0][r];
@@ -35,7 +35,7 @@ void unpack_q4_0(Bytes p, Unpacked& out) {
 }
 
 void unpack_q4_1(Bytes p, Unpacked& out) {
-    for (int i = 0; i < 512; ++i) out.u[0][0][i] = nibble(p + 64 + i % 256, i / 256);
+    for (int i = 0; i < 512; ++i) out.u[i] = nibble(p + 64 + i % 256, i / 256);
     for (int r = 0; r < kPanel; ++r) {
         out.scale[0][r] = half_at(p, r);
         out.offset[0][r] = -half_at(p + 32, r);
@@ -43,7 +43,7 @@ void unpack_q4_1(Bytes p, Unpacked& out) {
 }
 
 void unpack_q5_0(Bytes p, Unpacked& out) {
-    for (int i = 0; i < 512; ++i) out.u[0][0][i] = nibble(p + 96 + i % 256, i / 256) | bit_at(p + 32, i) << 4;
+    for (int i = 0; i < 512; ++i) out.u[i] = nibble(p + 96 + i % 256, i / 256) | bit_at(p + 32, i) << 4;
     for (int r = 0; r < kPanel; ++r) {
         out.scale[0][r] = half_at(p, r);
         out.offset[0][r] = 16 * out.scale[0][r];
@@ -51,7 +51,7 @@ void unpack_q5_0(Bytes p, Unpacked& out) {
 }
 
 void unpack_q8_0(Bytes p, Unpacked& out) {
-    for (int i = 0; i < 512; ++i) out.u[0][0][i] = p[32 + i] ^ 0x80;
+    for (int i = 0; i < 512; ++i) out.u[i] = p[32 + i] ^ 0x80;
     for (int r = 0; r < kPanel; ++r) {
         out.scale[0][r] = half_at(p, r);
         out.offset[0][r] = 128 * out.scale[0][r];
@@ -72,21 +72,21 @@ void unpack_k_scales(Bytes p, Unpacked& out) {
 void unpack_q4_k(Bytes p, Unpacked& out) {
     unpack_k_scales(p, out);
     for (int g = 0; g < 8; ++g)
-        for (int i = 0; i < 512; ++i) out.u[8 * g][0][i] = nibble(p + 256 + g / 2 * 512 + i, g & 1);
+        for (int i = 0; i < 512; ++i) out.u[512 * g + i] = nibble(p + 256 + g / 2 * 512 + i, g & 1);
 }
 
 void unpack_q5_k(Bytes p, Unpacked& out) {
     unpack_k_scales(p, out);
     for (int g = 0; g < 8; ++g)
         for (int i = 0; i < 512; ++i)
-            out.u[8 * g][0][i] = nibble(p + 768 + g / 2 * 512 + i, g & 1) | bit_at(p + 256 + 64 * g, i) << 4;
+            out.u[512 * g + i] = nibble(p + 768 + g / 2 * 512 + i, g & 1) | bit_at(p + 256 + 64 * g, i) << 4;
 }
 
 void unpack_q6_k(Bytes p, Unpacked& out) {
     for (int g = 0; g < 8; ++g) {
         const int h = g / 4, j = g % 4;
         for (int i = 0; i < 512; ++i)
-            out.u[8 * g][0][i] =
+            out.u[512 * g + i] =
                 nibble(p + 288 + h * 1024 + (j & 1) * 512 + i, j >> 1) | ((p[2336 + h * 512 + i] >> 2 * j) & 3) << 4;
     }
     for (int s = 0; s < 16; ++s)
@@ -116,7 +116,8 @@ void accumulate_integer(Bytes block, int first_group, const Column& x, float* su
         for (int r = 0; r < kPanel; ++r) {
             int dot[2] = {0, 0};
             for (int s = 0; s < 8; ++s)
-                for (int b = 0; b < 4; ++b) dot[s / 4] += scratch.u[8 * i + s][r][b] * x.q[(8 * g + s) * 4 * x.w + b];
+                for (int b = 0; b < 4; ++b)
+                    dot[s / 4] += scratch.u[(8 * i + s) * 64 + 4 * r + b] * x.q[(8 * g + s) * 4 * x.w + b];
             const float d = x.d[g * x.w];
             if constexpr (kHalves) {
                 const float t = scratch.scale[2 * i][r] * dot[0] + scratch.scale[2 * i + 1][r] * dot[1];

@@ -61,8 +61,8 @@ void pack_q8_0(const std::byte* const* rows, std::byte* dst) {
 void pack_k_scales(const std::byte* const* rows, size_t d, size_t dmin, size_t scales, std::byte* dst) {
     transpose<uint16_t>(rows, d, 1, dst);
     transpose<uint16_t>(rows, dmin, 1, dst + 32);
-    auto* lo[2] = {reinterpret_cast<uint8_t*>(dst + 64), reinterpret_cast<uint8_t*>(dst + 128)};
-    auto* hi[2] = {reinterpret_cast<uint8_t*>(dst + 192), reinterpret_cast<uint8_t*>(dst + 224)};
+    uint8_t* lo[2] = {reinterpret_cast<uint8_t*>(dst + 64), reinterpret_cast<uint8_t*>(dst + 128)};
+    uint8_t* hi[2] = {reinterpret_cast<uint8_t*>(dst + 192), reinterpret_cast<uint8_t*>(dst + 224)};
     std::memset(dst + 64, 0, 192);
     for (int r = 0; r < kPanel; ++r) {
         const auto* s = reinterpret_cast<const uint8_t*>(rows[r] + scales);
