@@ -56,6 +56,7 @@ PYBIND11_MODULE(_core, m) {
     m.attr("version") = GEMMART_VERSION;
     py::register_local_exception_translator(gemmart::raise_in_python);
     gemmart::register_gguf(m);
+    gemmart::register_kv(m);
     gemmart::register_kernels(m);
     gemmart::register_model(m);
 }

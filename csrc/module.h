@@ -6,6 +6,7 @@
 namespace gemmart {
 
 void register_gguf(pybind11::module_& m);
+void register_kv(pybind11::module_& m);
 void register_kernels(pybind11::module_& m);
 void register_model(pybind11::module_& m);
 
