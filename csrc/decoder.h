@@ -41,8 +41,33 @@ struct Config {
     bool post_norms = false;   // a norm after attention and after the feed-forward, before the residual sum
     bool qk_norm = false;      // RMSNorm of each head's query and key before rope
     bool tied_output = false;  // the output matrix is the token embedding
+    std::vector<std::string> fact_tensors;  // tensors that the family's page has read itself
     std::vector<RopeFacts> ropes;
     std::vector<LayerFacts> layers;
+};
+
+// Tokens of several sequences to compute at once. Each segment is a run of consecutive positions of one sequence; its
+// rows stand together.
+struct Batch {
+    struct Segment {
+        int seq;
+        int start;  // position of the first token
+        int n_tokens;
+    };
+    std::vector<int32_t> tokens;  // [n_tokens], segment by segment
+    std::vector<Segment> segments;
+    std::vector<int> outputs;  // rows that want logits, ascending
+};
+
+class KvCache;
+
+// Runs the decoder on one device.
+class Executor {
+  public:
+    virtual ~Executor() = default;
+    // Computes the batch, whose positions are reserved in `cache`, and writes logits [n_outputs, n_vocab], soft-capped
+    // and unnormalised.
+    virtual void forward(const Batch& batch, const KvCache& cache, float* logits) = 0;
 };
 
 }  // namespace gemmart

@@ -1,0 +1,376 @@
+#include "cpu/executor.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/kernels.h"
+#include "error.h"
+#include "kv_cache.h"
+
+namespace gemmart::cpu {
+namespace {
+
+constexpr int kTileTokens = 16;  // tokens of a sequence whose attention is one item of work
+
+struct Layer {
+    std::vector<float> attn_norm, q_norm, k_norm, post_attn_norm, ffn_norm, post_ffn_norm;
+    Matrix wq, wk, wv, wo, gate, up, down;
+};
+
+// A run of tokens of one segment.
+struct Tile {
+    const Batch::Segment* segment;
+    int first_row;  // in the batch
+    int n_tokens;
+    int position;  // of the first one
+};
+
+struct Product {
+    const Matrix* w;
+    float* out;
+};
+
+bool reads_integers(const Matrix& w) {
+    return w.packed && w.dtype != DType::F32 && w.dtype != DType::F16 && w.dtype != DType::BF16;
+}
+
+std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
+    std::vector<const Tensor*> all{tensors.output};
+    for (const LayerTensors& t : tensors.layers) all.insert(all.end(), {t.wq, t.wk, t.wv, t.wo, t.gate, t.up, t.down});
+    return all;
+}
+
+struct Widths {
+    int q = 0, kv = 0, ffn = 0, in = 0, half_head = 0;  // the widest layer's; `in`: widest input of a product
+
+    explicit Widths(const Config& config) {
+        for (const LayerFacts& l : config.layers) {
+            q = std::max(q, l.n_heads * l.head_dim);
+            kv = std::max(kv, l.n_kv_heads * l.head_dim);
+            ffn = std::max(ffn, l.ffn_dim);
+            half_head = std::max(half_head, l.head_dim / 2);
+        }
+        in = std::max({config.dim, q, ffn});
+    }
+};
+
+}  // namespace
+
+// Every method with "phase" in its comment is called by all threads of the pool with the same arguments.
+struct CpuExecutor::Impl {
+    std::shared_ptr<const GgufFile> file;
+    const Config config;
+    const Kernels& kernels;
+    ThreadPool pool;
+    const int n_batch;
+    const Widths widths;
+    const Tensor* embedding;
+    Arena weights, buffers;
+    std::vector<Layer> layers;
+    std::vector<float> output_norm;
+    Matrix output;
+
+    // Rows of the batch.
+    float *x, *h, *proj;     // [n_batch, dim], [n_batch, widths.in], [n_batch, dim]
+    float *q, *k, *v;        // [n_batch, widths.q], [n_batch, widths.kv] twice
+    float *gate, *up;        // [n_batch, widths.ffn]
+    float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
+    int8_t* packed_q;        // the input of the next product, packed: layout.h
+    float *packed_d, *packed_ds32, *packed_ds16, *packed_x;
+    std::vector<std::byte*> scratch;                        // a thread
+    std::vector<std::vector<const std::byte*>> page_lists;  // a thread
+
+    Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
+         int n_batch_)
+        : file(std::move(file_)),
+          config(config_),
+          kernels(kernels_for("")),
+          pool(n_threads),
+          n_batch(n_batch_),
+          widths(config),
+          embedding(tensors.embedding),
+          weights(weight_bytes(tensors)),
+          buffers(buffer_bytes(config, n_batch, n_threads)),
+          layers(config.layers.size()),
+          page_lists(n_threads) {
+        std::vector<LoadItem> items;
+        for (size_t i = 0; i < layers.size(); ++i) {
+            const LayerTensors& t = tensors.layers[i];
+            Layer& l = layers[i];
+            auto norm = [&](const Tensor* tensor) {
+                return tensor ? load_vector(*file, *tensor) : std::vector<float>();
+            };
+            l.attn_norm = norm(t.attn_norm), l.q_norm = norm(t.q_norm), l.k_norm = norm(t.k_norm);
+            l.post_attn_norm = norm(t.post_attn_norm), l.ffn_norm = norm(t.ffn_norm),
+            l.post_ffn_norm = norm(t.post_ffn_norm);
+            items.insert(items.end(), {{t.wq, &l.wq},
+                                       {t.wk, &l.wk},
+                                       {t.wv, &l.wv},
+                                       {t.wo, &l.wo},
+                                       {t.gate, &l.gate},
+                                       {t.up, &l.up},
+                                       {t.down, &l.down}});
+        }
+        output_norm = load_vector(*file, *tensors.output_norm);
+        items.push_back({tensors.output, &output});
+        load_matrices(*file, items, weights, pool);
+
+        const size_t n = n_batch;
+        auto take = [&](size_t count) { return reinterpret_cast<float*>(buffers.take(count * sizeof(float))); };
+        x = take(n * config.dim), h = take(n * widths.in), proj = take(n * config.dim);
+        q = take(n * widths.q), k = take(n * widths.kv), v = take(n * widths.kv);
+        gate = take(n * widths.ffn), up = take(n * widths.ffn);
+        cosines = take(config.ropes.size() * n * widths.half_head),
+        sines = take(config.ropes.size() * n * widths.half_head);
+        packed_q = reinterpret_cast<int8_t*>(buffers.take(n * widths.in));
+        packed_d = take(n * widths.in / 32), packed_ds32 = take(n * widths.in / 32),
+        packed_ds16 = take(n * widths.in / 16);
+        packed_x = take(n * widths.in);
+        for (int i = 0; i < n_threads; ++i) scratch.push_back(buffers.take(kScratchBytes));
+    }
+
+    // One column group of rows [ld apart, n_cols wide], for products with all of `readers`.
+    void pack(int column, int width, const float* rows, size_t ld, int n_cols,
+              std::initializer_list<const Matrix*> readers) {
+        const float* columns[kMaxWidth];
+        for (int i = 0; i < width; ++i) columns[i] = rows + (column + i) * ld;
+        const size_t at = static_cast<size_t>(column) * n_cols;
+        auto integers = [](const Matrix* w) { return reads_integers(*w); };
+        if (std::any_of(readers.begin(), readers.end(), integers))
+            kernels.quantize(columns, width, n_cols, packed_q + at, packed_d + at / 32, packed_ds32 + at / 32,
+                             packed_ds16 + at / 16);
+        if (!std::all_of(readers.begin(), readers.end(), integers))
+            kernels.interleave(columns, width, n_cols, packed_x + at);
+    }
+
+    // Phase: item(first row, width) for each column group of n rows.
+    template <typename F>
+    void each_group(int n, F item) {
+        const int n_whole = n / kMaxWidth, rest = n % kMaxWidth;
+        const int n_groups = n_whole + (rest & 4 ? 1 : 0) + (rest & 2 ? 1 : 0) + (rest & 1);
+        pool.each(n_groups, [&](int i) {
+            int column = std::min(i, n_whole) * kMaxWidth;
+            for (int skip = i - n_whole; skip > 0; --skip) column += column_group_width(n - column);
+            item(column, column_group_width(n - column));
+        });
+    }
+
+    // Phase: out [n, w.n_rows] = packed input × each matrix.
+    void multiply(int thread, int n, std::initializer_list<Product> products) {
+        constexpr int kItemsAThread = 12;
+        int n_panels = 0;
+        for (const Product& p : products) n_panels += (p.w->n_rows + kPanel - 1) / kPanel;
+        const int grain = std::max(n_panels / (pool.size() * kItemsAThread), n > kMaxWidth ? 8 : 1);
+        int n_items = 0;
+        for (const Product& p : products) n_items += ((p.w->n_rows + kPanel - 1) / kPanel + grain - 1) / grain;
+        pool.each(n_items, [&](int item) {
+            for (const auto& [w, out] : products) {
+                const int panels = (w->n_rows + kPanel - 1) / kPanel, items = (panels + grain - 1) / grain;
+                if (item >= items) {
+                    item -= items;
+                    continue;
+                }
+                const Activations input{n, w->n_cols, packed_q, packed_d, packed_ds32, packed_ds16, packed_x};
+                kernels.matmul(*w, input, item * grain, std::min(panels, (item + 1) * grain), out, w->n_rows,
+                               scratch[thread]);
+                return;
+            }
+        });
+    }
+
+    // x and, by position, the cosines and sines of each rope.
+    void begin(const Batch& batch) {
+        const int n = static_cast<int>(batch.tokens.size());
+        const FormatInfo& format = format_of(embedding->dtype);
+        const size_t row = row_bytes(format, config.dim);
+        std::vector<int> positions;
+        for (const Batch::Segment& s : batch.segments)
+            for (int i = 0; i < s.n_tokens; ++i) positions.push_back(s.start + i);
+        file->check_unchanged();
+        pool.run([&](int thread) {
+            pool.each(n, [&](int i) {
+                auto* raw = scratch[thread];
+                float* to = x + static_cast<size_t>(i) * config.dim;
+                file->read(embedding->offset + batch.tokens[i] * row, raw, row);
+                format.decode(raw, to, config.dim);
+                kernels.scale(to, config.embedding_scale, config.dim);
+                for (size_t r = 0; r < config.ropes.size(); ++r) {
+                    const std::vector<double>& inv_freq = config.ropes[r].inv_freq;
+                    const size_t at = (r * n_batch + i) * widths.half_head;
+                    for (size_t j = 0; j < inv_freq.size(); ++j) {
+                        cosines[at + j] = static_cast<float>(std::cos(positions[i] * inv_freq[j]));
+                        sines[at + j] = static_cast<float>(std::sin(positions[i] * inv_freq[j]));
+                    }
+                }
+            });
+        });
+    }
+
+    // Norms and rotates the heads of one token, stores its key and value.
+    void place_heads(const Tile& tile, int i, int layer, const KvCache& cache) {
+        const LayerFacts& facts = config.layers[layer];
+        const RopeFacts& rope = config.ropes[facts.rope];
+        const int row = tile.first_row + i, position = tile.position + i, head_dim = facts.head_dim;
+        const size_t angle = (static_cast<size_t>(facts.rope) * n_batch + row) * widths.half_head;
+        auto prepare = [&](float* head, const std::vector<float>& norm) {
+            if (config.qk_norm) kernels.rms_norm(head, norm.data(), head_dim, config.norm_eps, head);
+            kernels.rope(head, cosines + angle, sines + angle, head_dim, rope.neox);
+        };
+        float* queries = q + static_cast<size_t>(row) * facts.n_heads * head_dim;
+        for (int head = 0; head < facts.n_heads; ++head) prepare(queries + head * head_dim, layers[layer].q_norm);
+        kernels.scale(queries, facts.query_scale, facts.n_heads * head_dim);
+        const KvHeadLayout layout = kv_head_layout(cache.type(), head_dim);
+        const int32_t page = cache.pages(tile.segment->seq, cache.group(layer))[position / kPageTokens];
+        std::byte* part = cache.at(layer, page);
+        for (int head = 0; head < facts.n_kv_heads; ++head, part += layout.n_bytes) {
+            const size_t at = (static_cast<size_t>(row) * facts.n_kv_heads + head) * head_dim;
+            prepare(k + at, layers[layer].k_norm);
+            kernels.store_kv(cache.type(), layout, head_dim, k + at, v + at, position % kPageTokens, part);
+        }
+    }
+
+    // h [n, n_heads × head_dim] <- attention of one tile's queries that share kv head `kv_head`.
+    void attend(int thread, const Tile& tile, int kv_head, int layer, const KvCache& cache) {
+        const LayerFacts& facts = config.layers[layer];
+        const int head_dim = facts.head_dim, group = facts.n_heads / facts.n_kv_heads,
+                  last = tile.position + tile.n_tokens - 1;
+        const KvHeadLayout layout = kv_head_layout(cache.type(), head_dim);
+        const std::span<const int32_t> ids = cache.pages(tile.segment->seq, cache.group(layer));
+        std::vector<const std::byte*>& pages = page_lists[thread];
+        pages.assign(last / kPageTokens + 1, nullptr);
+        const int first = facts.window && tile.position >= facts.window ? tile.position - facts.window + 1 : 0;
+        for (int page = first / kPageTokens; page <= last / kPageTokens; ++page)
+            pages[page] = cache.at(layer, ids[page]) + kv_head * layout.n_bytes;
+        // At most kMaxRows query rows a call; the kernel's results do not depend on how rows are split.
+        constexpr int kMaxRows = 64;
+        const float* queries[kMaxRows];
+        float* outputs[kMaxRows];
+        int positions[kMaxRows];
+        int n_rows = 0;
+        auto flush = [&] {
+            if (n_rows)
+                kernels.attention({cache.type(), layout, head_dim, n_rows, queries, outputs, positions, facts.window,
+                                   config.attention_softcap, pages.data()},
+                                  scratch[thread]);
+            n_rows = 0;
+        };
+        for (int i = 0; i < tile.n_tokens; ++i)
+            for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+                const size_t at = (static_cast<size_t>(tile.first_row + i) * facts.n_heads + head) * head_dim;
+                queries[n_rows] = q + at, outputs[n_rows] = h + at, positions[n_rows] = tile.position + i;
+                if (++n_rows == kMaxRows) flush();
+            }
+        flush();
+    }
+
+    // The phases of one layer.
+    void run_layer(int thread, int n, int index, const std::vector<Tile>& tiles, const KvCache& cache) {
+        const Layer& l = layers[index];
+        const LayerFacts& facts = config.layers[index];
+        const int dim = config.dim, q_dim = facts.n_heads * facts.head_dim, ffn = facts.ffn_dim;
+        const int n_tiles = static_cast<int>(tiles.size());
+        // A row of the residual stream takes in `proj`, and is normed into h.
+        auto add_projection = [&](int row, const std::vector<float>& post_norm) {
+            float* p = proj + static_cast<size_t>(row) * dim;
+            if (config.post_norms) kernels.rms_norm(p, post_norm.data(), dim, config.norm_eps, p);
+            kernels.add(x + static_cast<size_t>(row) * dim, p, dim);
+        };
+        auto norm = [&](int row, const std::vector<float>& weight) {
+            kernels.rms_norm(x + static_cast<size_t>(row) * dim, weight.data(), dim, config.norm_eps,
+                             h + static_cast<size_t>(row) * dim);
+        };
+
+        each_group(n, [&](int row, int width) {
+            for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
+            pack(row, width, h, dim, dim, {&l.wq, &l.wk, &l.wv});
+        });
+        multiply(thread, n, {{&l.wq, q}, {&l.wk, k}, {&l.wv, v}});
+        pool.each(n_tiles, [&](int i) {
+            for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
+        });
+        pool.each(n_tiles * facts.n_kv_heads,
+                  [&](int i) { attend(thread, tiles[i / facts.n_kv_heads], i % facts.n_kv_heads, index, cache); });
+        each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, q_dim, {&l.wo}); });
+        multiply(thread, n, {{&l.wo, proj}});
+        each_group(n, [&](int row, int width) {
+            for (int i = row; i < row + width; ++i) {
+                add_projection(i, l.post_attn_norm);
+                norm(i, l.ffn_norm);
+            }
+            pack(row, width, h, dim, dim, {&l.gate, &l.up});
+        });
+        multiply(thread, n, {{&l.gate, gate}, {&l.up, up}});
+        each_group(n, [&](int row, int width) {
+            for (int i = row; i < row + width; ++i) {
+                const size_t at = static_cast<size_t>(i) * ffn;
+                kernels.gate(config.activation, gate + at, up + at, ffn, gate + at);
+            }
+            pack(row, width, gate, ffn, ffn, {&l.down});
+        });
+        multiply(thread, n, {{&l.down, proj}});
+        pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
+    }
+
+    // Logits of the rows that asked.
+    void run_head(int thread, const std::vector<int>& outputs, float* logits) {
+        const int n = static_cast<int>(outputs.size()), dim = config.dim;
+        if (n == 0) return;
+        each_group(n, [&](int row, int width) {
+            for (int i = row; i < row + width; ++i)
+                kernels.rms_norm(x + static_cast<size_t>(outputs[i]) * dim, output_norm.data(), dim, config.norm_eps,
+                                 h + static_cast<size_t>(i) * dim);
+            pack(row, width, h, dim, dim, {&output});
+        });
+        multiply(thread, n, {{&output, logits}});
+        if (config.final_softcap == 0) return;
+        constexpr int kRun = 8192;
+        const int runs = (config.n_vocab + kRun - 1) / kRun;
+        pool.each(n * runs, [&](int i) {
+            const int first = i % runs * kRun;
+            kernels.softcap(logits + static_cast<size_t>(i / runs) * config.n_vocab + first,
+                            std::min(kRun, config.n_vocab - first), config.final_softcap);
+        });
+    }
+
+    void forward(const Batch& batch, const KvCache& cache, float* logits) {
+        const int n = static_cast<int>(batch.tokens.size());
+        std::vector<Tile> tiles;
+        int row = 0;
+        for (const Batch::Segment& s : batch.segments) {
+            for (int i = 0; i < s.n_tokens; i += kTileTokens)
+                tiles.push_back({&s, row + i, std::min(kTileTokens, s.n_tokens - i), s.start + i});
+            row += s.n_tokens;
+        }
+        begin(batch);
+        pool.run([&](int thread) {
+            for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, cache);
+            run_head(thread, batch.outputs, logits);
+        });
+    }
+};
+
+CpuExecutor::CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors,
+                         int n_threads, int n_batch)
+    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch)) {}
+CpuExecutor::~CpuExecutor() = default;
+
+void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
+    impl_->forward(batch, cache, logits);
+}
+const char* CpuExecutor::isa() const { return impl_->kernels.isa; }
+
+size_t weight_bytes(const ModelTensors& tensors) {
+    size_t total = 0;
+    for (const Tensor* tensor : matrices(tensors)) total += arena_bytes(*tensor);
+    return total;
+}
+
+size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
+    const Widths w(config);
+    const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +                 // rows
+                           2 * config.ropes.size() * w.half_head + w.in + w.in / 8 + w.in / 4;  // angles, packed input
+    constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64
+    return numbers * sizeof(float) * n_batch + n_threads * kScratchBytes + kRounding;
+}
+
+}  // namespace gemmart::cpu

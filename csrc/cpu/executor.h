@@ -1,0 +1,32 @@
+// The decoder on the CPU.
+#pragma once
+
+#include <memory>
+
+#include "cpu/threads.h"
+#include "cpu/weights.h"
+#include "decoder.h"
+#include "gguf.h"
+#include "model_tensors.h"
+
+namespace gemmart::cpu {
+
+class CpuExecutor final : public Executor {
+  public:
+    // n_batch: most tokens of a forward(). Throws OutOfMemory, FileChanged, DeviceError (GEMMART_ISA).
+    CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors, int n_threads,
+                int n_batch);
+    ~CpuExecutor() override;
+    void forward(const Batch& batch, const KvCache& cache, float* logits) override;
+    const char* isa() const;
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+// Bytes that the executor takes for weights and for its buffers.
+size_t weight_bytes(const ModelTensors& tensors);
+size_t buffer_bytes(const Config& config, int n_batch, int n_threads);
+
+}  // namespace gemmart::cpu

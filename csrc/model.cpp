@@ -1,0 +1,98 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "error.h"
+#include "models/models.h"
+
+namespace gemmart {
+namespace {
+
+std::vector<KvLayer> kv_layers(const Config& config) {
+    std::vector<KvLayer> layers;
+    for (const LayerFacts& l : config.layers) layers.push_back({l.n_kv_heads, l.head_dim, l.window});
+    return layers;
+}
+
+bool all_finite(const float* x, int n) {
+    float sum = 0;  // x · 0 is 0, or NaN for a NaN or an infinity
+    for (int i = 0; i < n; ++i) sum += x[i] * 0.f;
+    return sum == 0;
+}
+
+}  // namespace
+
+ModelFacts::ModelFacts(const std::string& path, uint64_t offset, uint64_t length)
+    : file(std::make_shared<GgufFile>(path, offset, length)),
+      config(read_config(*file)),
+      tensors(find_tensors(*file, config)) {}
+
+MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
+                       KvType kv_type) {
+    const KvCache cache(kv_layers(facts.config), kv_type, n_kv_tokens, n_sequences, Context::kSlack);
+    const KvCache::Stats stats = cache.stats();
+    size_t kv = 0;
+    for (int group : {Global, Windowed}) kv += stats.n_pages[group] * stats.page_bytes[group];
+    return {cpu::weight_bytes(facts.tensors), cpu::buffer_bytes(facts.config, n_batch, n_threads), kv};
+}
+
+Model::Model(ModelFacts facts, int n_threads, int n_batch)
+    : facts_(std::move(facts)),
+      n_batch_(n_batch),
+      executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch) {}
+
+Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type)
+    : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}
+
+std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<const Run> runs,
+                                   std::span<const int> outputs) {
+    const int n = static_cast<int>(tokens.size());
+    check<std::invalid_argument>(n >= 1 && n <= model_->n_batch(), "a batch has ", n, " tokens, expected 1 to ",
+                                 model_->n_batch());
+    for (int i = 0; i < n; ++i)
+        check<std::invalid_argument>(tokens[i] >= 0 && tokens[i] < n_vocab(), "token id ", tokens[i], " at row ", i,
+                                     " is outside [0, ", n_vocab(), ")");
+    int total = 0;
+    Batch batch;
+    std::vector<int> seqs, counts;
+    for (const Run& run : runs) {
+        check<std::invalid_argument>(run.n_tokens >= 1 && run.n_tokens <= n - total,
+                                     "the runs of a batch have more or less than its ", n, " tokens");
+        check<std::invalid_argument>(std::find(seqs.begin(), seqs.end(), run.seq) == seqs.end(), "sequence ", run.seq,
+                                     " stands twice in a batch");
+        batch.segments.push_back({run.seq, kv_.length(run.seq), run.n_tokens});
+        seqs.push_back(run.seq), counts.push_back(run.n_tokens);
+        total += run.n_tokens;
+    }
+    check<std::invalid_argument>(total == n, "the runs of a batch have ", total, " tokens, the batch ", n);
+    for (size_t i = 0; i < outputs.size(); ++i)
+        check<std::invalid_argument>(outputs[i] >= (i ? outputs[i - 1] + 1 : 0) && outputs[i] < n, "output row ",
+                                     outputs[i], ": rows must ascend within the batch's ", n);
+    check<OutOfMemory>(kv_.can_hold(seqs, counts), "the KV cache has no room for ", n, " more tokens");
+    batch.tokens.assign(tokens.begin(), tokens.end());
+    batch.outputs.assign(outputs.begin(), outputs.end());
+
+    std::lock_guard lock(model_->mutex_);
+    n_outputs_ = 0;
+    logits_.resize(std::max(logits_.size(), outputs.size() * n_vocab()));
+    for (const Run& run : runs) kv_.reserve(run.seq, run.n_tokens);
+    model_->executor_.forward(batch, kv_, logits_.data());
+    size_t row = 0;
+    for (const Run& run : runs) {
+        kv_.commit(run.seq, tokens.subspan(row, run.n_tokens));
+        row += run.n_tokens;
+    }
+    n_outputs_ = static_cast<int>(outputs.size());
+    std::vector<bool> finite;
+    for (int i = 0; i < n_outputs_; ++i) finite.push_back(all_finite(logits(i), n_vocab()));
+    return finite;
+}
+
+const float* Context::logits(int output) const {
+    check<std::invalid_argument>(output >= 0 && output < n_outputs_, "output ", output, " is outside [0, ", n_outputs_,
+                                 ")");
+    return logits_.data() + static_cast<size_t>(output) * n_vocab();
+}
+
+}  // namespace gemmart

@@ -1,0 +1,78 @@
+// Model: an opened file, its configuration and its executor. Context: the sequences that run on it.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+
+#include "cpu/executor.h"
+#include "decoder.h"
+#include "gguf.h"
+#include "kv_cache.h"
+#include "model_tensors.h"
+
+namespace gemmart {
+
+// What a file announces, read from its metadata and tensor table alone.
+struct ModelFacts {
+    std::shared_ptr<const GgufFile> file;
+    Config config;
+    ModelTensors tensors;
+
+    ModelFacts(const std::string& path, uint64_t offset, uint64_t length);
+};
+
+// Bytes that a model and a context will take.
+struct MemoryNeed {
+    size_t weights;
+    size_t buffers;
+    size_t kv;  // when every page is in use
+};
+MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
+                       KvType kv_type);
+
+class Model {
+  public:
+    Model(ModelFacts facts, int n_threads, int n_batch);
+    const ModelFacts& facts() const { return facts_; }
+    const char* isa() const { return executor_.isa(); }
+    int n_batch() const { return n_batch_; }
+
+  private:
+    friend class Context;
+    const ModelFacts facts_;
+    const int n_batch_;
+    cpu::CpuExecutor executor_;
+    std::mutex mutex_;  // the executor's buffers serve one forward at a time
+};
+
+class Context {
+  public:
+    // Tokens that a sequence can be trimmed back and still have all that its windowed layers see.
+    static constexpr int kSlack = 64;
+
+    Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type);
+
+    struct Run {
+        int seq;
+        int n_tokens;
+    };
+    // Appends tokens to sequences, run by run, and computes the logits of the rows `outputs` (ascending). Returns
+    // whether each of these rows is finite. Throws std::invalid_argument or OutOfMemory with nothing changed.
+    std::vector<bool> forward(std::span<const int32_t> tokens, std::span<const Run> runs, std::span<const int> outputs);
+
+    // Logits of the last forward: n_outputs() rows of n_vocab().
+    int n_outputs() const { return n_outputs_; }
+    int n_vocab() const { return model_->facts().config.n_vocab; }
+    const float* logits(int output) const;
+
+    KvCache& kv() { return kv_; }
+
+  private:
+    std::shared_ptr<Model> model_;
+    KvCache kv_;
+    std::vector<float> logits_;
+    int n_outputs_ = 0;
+};
+
+}  // namespace gemmart

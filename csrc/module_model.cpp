@@ -1,0 +1,130 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <numeric>
+
+#include "error.h"
+#include "model.h"
+#include "module.h"
+#include "select.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace gemmart {
+namespace {
+
+using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+template <typename T>
+std::span<const T> as_span(const py::array_t<T, py::array::c_style | py::array::forcecast>& a) {
+    return {a.data(), static_cast<size_t>(a.size())};
+}
+
+py::dict info(const ModelFacts& facts) {
+    const Config& c = facts.config;
+    py::list layers;
+    for (const LayerFacts& l : c.layers)
+        layers.append(py::dict("n_heads"_a = l.n_heads, "n_kv_heads"_a = l.n_kv_heads, "head_dim"_a = l.head_dim,
+                               "ffn_dim"_a = l.ffn_dim, "window"_a = l.window, "query_scale"_a = l.query_scale));
+    return py::dict("family"_a = c.family, "dim"_a = c.dim, "n_vocab"_a = c.n_vocab, "n_ctx_train"_a = c.n_ctx_train,
+                    "attention_softcap"_a = c.attention_softcap, "final_softcap"_a = c.final_softcap,
+                    "tied_output"_a = c.tied_output, "layers"_a = layers);
+}
+
+py::dict need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
+              const std::string& kv_type) {
+    const MemoryNeed m = memory_need(facts, n_threads, n_batch, n_kv_tokens, n_sequences, kv_type_of(kv_type));
+    return py::dict("weights"_a = m.weights, "buffers"_a = m.buffers, "kv"_a = m.kv);
+}
+
+std::vector<bool> forward(Context& context, const Ids& tokens, const std::vector<std::pair<int, int>>& runs,
+                          const std::vector<int>& outputs) {
+    std::vector<Context::Run> list;
+    for (auto [seq, n_tokens] : runs) list.push_back({seq, n_tokens});
+    py::gil_scoped_release release;
+    return context.forward(as_span(tokens), list, outputs);
+}
+
+Floats row_of(const Context& context, int output) {
+    Floats out(context.n_vocab());
+    std::copy_n(context.logits(output), context.n_vocab(), out.mutable_data());
+    return out;
+}
+
+Floats all_rows(const Context& context) {
+    Floats out({context.n_outputs(), context.n_vocab()});
+    if (context.n_outputs()) std::copy_n(context.logits(0), out.size(), out.mutable_data());
+    return out;
+}
+
+py::tuple select_row(const Context& context, int output, int k, const Ids& bias_ids, const Floats& bias,
+                     const Ids& recent, float repeat_penalty, float presence_penalty, float frequency_penalty) {
+    check<std::invalid_argument>(bias_ids.size() == bias.size(), "bias_ids has ", bias_ids.size(), " elements, bias ",
+                                 bias.size());
+    const Adjustments adjust{as_span(bias_ids), as_span(bias),    as_span(recent),
+                             repeat_penalty,    presence_penalty, frequency_penalty};
+    Candidates best;
+    {
+        py::gil_scoped_release release;
+        const float* logits = context.logits(output);
+        std::vector<float> row(logits, logits + context.n_vocab());
+        best = select(row, k, adjust);
+    }
+    return py::make_tuple(Ids(best.ids.size(), best.ids.data()), Floats(best.logits.size(), best.logits.data()),
+                          best.logsumexp);
+}
+
+}  // namespace
+
+void register_model(py::module_& m) {
+    py::class_<ModelFacts>(m, "ModelFacts",
+                           "What a GGUF file announces of its model, from its metadata and tensor table alone.")
+        .def(py::init<const std::string&, uint64_t, uint64_t>(), "path"_a, "offset"_a = 0, "length"_a = 0,
+             "Raises ModelNotFound, ModelFormatError, TruncatedModel, UnsupportedModel.")
+        .def("info", &info, "family, dim, n_vocab, n_ctx_train, caps, and a dict a layer.")
+        .def("memory_need", &need, py::kw_only(), "n_threads"_a, "n_batch"_a, "n_kv_tokens"_a, "n_sequences"_a,
+             "kv_type"_a, "Bytes of weights, buffers and kv (all pages in use) that a model and a context take.");
+
+    py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Weights in memory, and the threads that compute with them.")
+        .def(py::init([](const ModelFacts& facts, int n_threads, int n_batch) {
+                 check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
+                                              ", expected 1 to 1024");
+                 check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
+                                              ", expected 1 to 65536");
+                 return std::make_shared<Model>(facts, n_threads, n_batch);
+             }),
+             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, py::call_guard<py::gil_scoped_release>(),
+             "Reads and packs the weights; n_batch: most tokens of a forward. Raises OutOfMemory, ModelChanged, "
+             "DeviceError.")
+        .def_property_readonly("isa", &Model::isa);
+
+    py::class_<Context>(
+        m, "Context",
+        "Sequences that run on a model. One call at a time. A sequence id that is not open raises InvalidRequest.")
+        .def(py::init(
+                 [](std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, const std::string& kv_type) {
+                     return std::make_unique<Context>(std::move(model), n_kv_tokens, n_sequences, kv_type_of(kv_type));
+                 }),
+             "model"_a, py::kw_only(), "n_kv_tokens"_a, "n_sequences"_a, "kv_type"_a,
+             "Room for n_kv_tokens positions, shared by all sequences. kv_type: f16, bf16, f32 or q8_0.")
+        .def("forward", &forward, "tokens"_a, "runs"_a, "outputs"_a,
+             "Appends `tokens` (int32 [n_tokens]) to sequences, run by run of (seq, n_tokens), and computes the logits "
+             "of the rows `outputs` "
+             "(ascending). Returns for each of these whether it is finite. Releases the GIL. Raises InvalidRequest or "
+             "OutOfMemory; "
+             "nothing is changed then.")
+        .def("logits", &all_rows,
+             "Logits of the last forward, float32 [n_outputs, n_vocab], soft-capped, unnormalised.")
+        .def("row", &row_of, "output"_a, "One row of them, float32 [n_vocab].")
+        .def("select", &select_row, "output"_a, "k"_a, py::kw_only(), "bias_ids"_a = Ids(0), "bias"_a = Floats(0),
+             "recent"_a = Ids(0), "repeat_penalty"_a = 1.f, "presence_penalty"_a = 0.f, "frequency_penalty"_a = 0.f,
+             "(ids int32 [k], logits float32 [k], logsumexp): the k best of one row after bias and penalties, "
+             "descending, ties by lower id; "
+             "logsumexp of the whole adjusted row.")
+        .def_property_readonly("kv", &Context::kv, py::return_value_policy::reference_internal,
+                               "The KvCache of its sequences.");
+}
+
+}  // namespace gemmart

@@ -1,0 +1,29 @@
+// The best candidates of a row of logits, for sampling in Python.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace gemmart {
+
+struct Adjustments {
+    std::span<const int32_t> bias_ids;  // logits[bias_ids[i]] += bias[i]
+    std::span<const float> bias;
+    std::span<const int32_t> recent;  // tokens that the penalties punish, repeats included
+    float repeat_penalty = 1;         // of each recent token: positive logits divided, others multiplied
+    float presence_penalty = 0;       // subtracted once for each recent token
+    float frequency_penalty = 0;      // subtracted as often as it is there
+};
+
+struct Candidates {
+    std::vector<int32_t> ids;  // by descending logit, ties by ascending id
+    std::vector<float> logits;
+    double logsumexp;  // of the whole adjusted row
+};
+
+// Adjusts row [n] in place (bias first, then penalties) and picks its k best. Throws std::invalid_argument for ids
+// outside the row.
+Candidates select(std::span<float> row, int k, const Adjustments& adjust);
+
+}  // namespace gemmart
