@@ -264,7 +264,7 @@ def test_random_operations(layers: str, n_tokens: int, n_sequences: int, slack: 
         if step % 5 == 0 or step < 100:
             h.check()
     expected = {"full", "fork", "hit", "evicted"} | ({"no fork"} if "windowed" in h.groups else set())
-    assert {k for k, n in counts.items() if n > 3} == expected, counts
+    assert {k for k, n in counts.items() if n} == expected, counts
     h.close()
 
 
@@ -364,8 +364,9 @@ def test_a_sequence_that_fills_the_cache_can_go_on_after_a_trim() -> None:
     assert h.cache.match_prefix(np.full(320, 7, np.int32))[1] == 0
 
 
-def test_the_prefix_used_longest_ago_goes_first_and_its_end_before_its_start() -> None:
-    h = Harness(LAYERS["global"], 10 * PAGE, 1, slack=0)
+@pytest.mark.parametrize("window", [0, 1000])
+def test_the_prefix_used_longest_ago_goes_first_and_its_end_before_its_start(window: int) -> None:
+    h = Harness([(1, 8, window)], 10 * PAGE, 1, slack=0)
     for token in (1, 2):
         h.free(filled(h, 4 * PAGE, token=token))
     h.free(h.match([1] * 200, salt=0))  # so that 2 is the older one
