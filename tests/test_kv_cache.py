@@ -7,6 +7,7 @@ values do.
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -236,7 +237,7 @@ def test_random_operations(layers: str, n_tokens: int, n_sequences: int, slack: 
     rng = np.random.default_rng([n_tokens, len(layers)])
     h = Harness(LAYERS[layers], n_tokens, n_sequences, slack)
     counts = dict.fromkeys(["full", "fork", "no fork", "hit", "evicted"], 0)
-    for step in range(3000 if n_tokens < 2000 else 500):
+    for step in range(1500 if n_tokens < 2000 else 400):
         while len(h.open) > 5:  # so that some grow long
             h.free(int(rng.choice(list(h.open))))
         seq = int(rng.choice(list(h.open))) if h.open else h.new()
@@ -426,7 +427,7 @@ def test_what_was_reserved_and_not_committed_is_given_back() -> None:
 
 def test_reserved_memory_is_not_touched() -> None:
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
     cache = _core.KvCache(layers=[(8, 256, 0)] * 16, kv_type="f16", n_tokens=100_000, n_sequences=1, slack=0)
