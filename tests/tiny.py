@@ -2,7 +2,7 @@
 
     write_tiny(tmp_path / "m.gguf", "gemma2", "Q4_K")
 
-Weights are random but sized so that attention looks at few tokens, soft caps bite and layers outweigh the embedding: what
+Weights are random but sized so that attention looks at few tokens, soft caps bite, layers outweigh the embedding: what
 a wrong step would change shows in the logits, and greedy text moves on. The default sizes differ wherever a mix-up
 could hide: head_dim is not dim / n_heads, query heads share key/value heads, and the window is short. Equal arguments
 give equal bytes.
