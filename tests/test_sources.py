@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -114,9 +115,12 @@ def test_archives_and_parts_must_be_put_together_first(home: Path) -> None:
 def test_odd_files_do_not_block(home: Path) -> None:
     os.mkfifo(home / "fifo.gguf")
     (home / "loop.gguf").symlink_to(home / "loop.gguf")
-    for name in ("fifo.gguf", "loop.gguf", "nul\0.gguf"):
+    for name in ("fifo.gguf", "loop.gguf", "nul\0.gguf", "long" * 100):
         with pytest.raises((errors.ModelNotFound, errors.ModelFormatError)):
             resolve(str(home / name))
+    for ref in ("long" * 100, "~no-such-user/m.gguf", "nul\0"):
+        with pytest.raises(errors.ModelNotFound):
+            resolve(ref)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +273,16 @@ def test_hub_out_of_reach(home: Path) -> None:
     offline = ask(f"hf:{REPO}", HF_HUB_OFFLINE="1")
     assert offline["exit"] == 3
     assert str(home / "hf") in str(offline["message"])
+
+
+def test_a_slow_look_up_of_names_is_not_waited_for() -> None:
+    over = threading.Event()
+    with pytest.raises(hub.HubUnreachable, match="no answer"):
+        hub._within(0.1, lambda: over.wait(30))
+    over.set()
+    assert hub._within(30, lambda: "answer") == "answer"
+    with pytest.raises(ZeroDivisionError):
+        hub._within(30, lambda: 1 // 0)
 
 
 def test_default_model_falls_back_and_says_so(home: Path) -> None:

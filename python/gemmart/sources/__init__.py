@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,9 +90,9 @@ def _resolve(ref: str, offline: bool, progress: Progress, notice: Callable[[str]
     if not ref or "://" in ref:
         raise InvalidRequest(f"{ref!r}: expected a path, hf:user/repo[:QUANT|/FILE], pypi:NAME[==VERSION] or an alias")
     try:
-        return files.from_path(Path(ref).expanduser())
+        return files.from_path(Path(os.path.expanduser(ref)))
     except ModelNotFound as error:
-        if "/" in ref or Path(ref).exists():
+        if "/" in ref or os.path.exists(ref):
             raise
         close = difflib.get_close_matches(ref, aliases(), n=3) or sorted(aliases())
         raise ModelNotFound(f"{error}; nor is it an alias, such as {', '.join(close)}") from None
@@ -101,7 +102,7 @@ def _alias(ref: str) -> Alias | None:
     """The alias that `ref` names, unless a file of that name exists."""
     known = aliases()
     name, colon, quant = ref.rpartition(":")
-    if ref in known and not Path(ref).exists():
+    if ref in known and not os.path.exists(ref):
         return known[ref]
     if colon and quant and name in known and known[name].ref.startswith("hf:"):
         return Alias(f"{known[name].ref}:{quant}")

@@ -169,9 +169,8 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Turn what the hub's client raises into our errors."""
     from huggingface_hub import constants, errors
 
-    library_error = errors.HfHubHTTPError.__bases__[
-        0
-    ]  # the base of all errors of the HTTP library that the client uses
+    # The base of all errors of the HTTP library that the client uses.
+    library_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
     except DownloadError:

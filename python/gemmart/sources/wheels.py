@@ -115,7 +115,7 @@ def fetch(
 
 def _stored(shelf: Path, version: str | None) -> Path | None:
     """The model on the shelf: of that version, or of the one that was fetched last."""
-    models = shelf.glob(f"{version or '[!.]*'}/*.gguf")
+    models = shelf.glob(f"{version or '[!.]*'}/*")
     return max(models, key=lambda model: model.stat().st_mtime, default=None)
 
 
