@@ -9,6 +9,7 @@
 #include <climits>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <unordered_map>
 #include <utility>
 
@@ -28,6 +29,11 @@ struct NodeKey {
     Node* parent;  // nullptr: the page starts at position 0
     uint64_t salt;
     std::array<int32_t, kPageTokens> ids;
+
+    // The i-th page of `tokens`.
+    NodeKey(Node* parent, uint64_t salt, std::span<const int32_t> tokens, size_t i) : parent(parent), salt(salt) {
+        std::ranges::copy(tokens.subspan(i * kPageTokens, kPageTokens), ids.begin());
+    }
     bool operator==(const NodeKey&) const = default;
 };
 
@@ -57,6 +63,7 @@ struct Page {
 // The pages of one group.
 struct Pool {
     std::byte* base = nullptr;
+    size_t n_bytes = 0;
     size_t page_bytes = 0;
     int window = 0;  // tokens; 0 = unlimited
     std::vector<Page> pages;
@@ -68,7 +75,6 @@ struct Pool {
     int64_t n_available() const { return static_cast<int64_t>(free.size()) + n_cached; }
 
     void allocate(int64_t n_pages) {
-        size_t n_bytes;
         bool overflow = __builtin_mul_overflow(static_cast<size_t>(n_pages), page_bytes, &n_bytes);
         void* memory = overflow ? MAP_FAILED
                                 : mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE,
@@ -78,11 +84,12 @@ struct Pool {
         base = static_cast<std::byte*>(memory);
         pages.resize(n_pages);
         if (page_bytes >= kHugePageFrom) madvise(memory, n_bytes, MADV_HUGEPAGE);  // a hint: refusal costs only speed
-        for (int64_t i = n_pages; i-- > 0;) free.push_back(static_cast<int32_t>(i));
+        free.resize(n_pages);
+        std::iota(free.rbegin(), free.rend(), 0);  // the lowest are taken first, so that used memory stays together
     }
 
     ~Pool() {
-        if (base) munmap(base, pages.size() * page_bytes);
+        if (base) munmap(base, n_bytes);
     }
 };
 
@@ -236,8 +243,7 @@ struct KvCache::Impl {
         pool.free.push_back(id);
     }
 
-    // Global: the oldest node that nobody uses, with both its pages. Windowed: the oldest windowed page that nobody
-    // holds.
+    // The head of Pool::idle: for Global a node with both its pages, for Windowed only the windowed page.
     void evict_oldest(int g) {
         Node* node = pools[g].idle.begin()->second;
         if (g == Global) unstore(node, Global);
@@ -245,18 +251,9 @@ struct KvCache::Impl {
         settle(node);
     }
 
-    Node* find(Node* parent, uint64_t salt, const int32_t* ids) {
-        NodeKey key{parent, salt, {}};
-        std::copy_n(ids, kPageTokens, key.ids.begin());
-        auto it = nodes.find(key);
-        return it == nodes.end() ? nullptr : &it->second;
-    }
-
     // The sequence's page `i` became full: stores it, or takes the page that is stored for the same tokens.
     void register_page(Sequence& s, int i) {
-        NodeKey key{s.node, s.salt, {}};
-        std::copy_n(s.ids.begin() + static_cast<int64_t>(i) * kPageTokens, kPageTokens, key.ids.begin());
-        auto [it, is_new] = nodes.try_emplace(key);
+        auto [it, is_new] = nodes.try_emplace(NodeKey(s.node, s.salt, s.ids, i));
         Node* node = &it->second;
         if (is_new) {
             node->key = &it->first;
@@ -330,8 +327,8 @@ KvCache::KvCache(std::vector<KvLayer> layers, KvType type, int64_t n_tokens, int
     }
     // Each sequence can leave one page partly filled.
     int64_t n_pages = n_pages_for(n_tokens) + n_sequences - 1;
-    int64_t n_in_window =
-        n_pages_for(int64_t{m.pools[Windowed].window} + slack + kChunk) + 2;  // both ends inside a page
+    // Both ends of what a sequence holds of them can lie inside a page.
+    int64_t n_in_window = n_pages_for(int64_t{m.pools[Windowed].window} + slack + kChunk) + 2;
     for (int g : {Global, Windowed}) {
         if (m.pools[g].page_bytes == 0) continue;
         m.groups.push_back(g);
@@ -387,13 +384,14 @@ KvCache::Match KvCache::match_prefix(std::span<const int32_t> ids, uint64_t salt
     std::vector<Node*> path;
     int n_pages = 0, held_from = 0;
     int run = 0;  // the windowed pages from here on are all stored
-    for (size_t n = 1; n * kPageTokens < ids.size(); ++n) {
-        Node* node = m.find(path.empty() ? nullptr : path.back(), salt, ids.data() + (n - 1) * kPageTokens);
-        if (!node || (m.has(Global) && node->page[Global] == kNone)) break;
-        path.push_back(node);
-        if (m.has(Windowed) && node->page[Windowed] == kNone) run = static_cast<int>(n);
-        if (m.has(Windowed) && run > m.first_seen(static_cast<int64_t>(n) * kPageTokens)) continue;
-        n_pages = static_cast<int>(n);
+    for (size_t i = 0; (i + 1) * kPageTokens < ids.size(); ++i) {
+        auto it = m.nodes.find(NodeKey(i ? path.back() : nullptr, salt, ids, i));
+        if (it == m.nodes.end() || (m.has(Global) && it->second.page[Global] == kNone)) break;
+        path.push_back(&it->second);
+        int n = static_cast<int>(path.size());
+        if (m.has(Windowed) && it->second.page[Windowed] == kNone) run = n;
+        if (m.has(Windowed) && run > m.first_seen(int64_t{n} * kPageTokens)) continue;
+        n_pages = n;
         held_from = run;
     }
     int length = n_pages * kPageTokens;

@@ -1,7 +1,7 @@
 """The decoder in float64 NumPy: the specification that the core is measured against.
 
-One function per family says what that family computes, over a few shared pieces. Weights are read from the GGUF file, dequantised
-by the independent `gguf` package to float32 and widened; everything after that is float64. Nothing is cached and nothing is fast.
+One function per family says what that family computes, over a few shared pieces. Weights are read from the GGUF file,
+dequantised by the independent `gguf` package to float32 and widened; everything after that is float64. Nothing is fast.
 
     reference.forward("model.gguf", [2, 17, 5])   # logits [3, n_vocab], float64
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 MatmulInput = Callable[[Array, str], Array]
-"""Maps the input [n_tokens, n_in] of a matrix product and the weight's format name ("Q4_K") to the input that is used instead."""
+"""Maps the input [n_tokens, n_in] of a matrix product and the weight's format name ("Q4_K") to the input to use."""
 
 
 class Weights:
@@ -133,7 +133,7 @@ def gemma3(w: Weights, ids: NDArray) -> Array:
 
 
 def llama(w: Weights, ids: NDArray) -> Array:
-    """Llama 2 and 3 and what is built like them: two norms a layer, SiLU gate, neighbours rotated, output tied or its own."""
+    """Llama 2 and 3 and their like: two norms a layer, SiLU gate, neighbours rotated, output tied or its own."""
     n_layers, eps = w.key("block_count"), w.key("attention.layer_norm_rms_epsilon")
     n_heads, n_kv_heads, head_dim = head_shape(w)
     inv_freq = rope_frequencies(head_dim, w.key("rope.freq_base", 10000.0)) / linear_rope_factor(w)
@@ -156,11 +156,8 @@ FAMILIES = {"gemma": gemma, "gemma2": gemma2, "gemma3": gemma3, "llama": llama}
 def head_shape(w: Weights) -> tuple[int, int, int]:
     """(n_heads, n_kv_heads, head_dim); keys and values are equally wide."""
     n_heads = w.key("attention.head_count")
-    return (
-        n_heads,
-        w.key("attention.head_count_kv", n_heads),
-        w.key("attention.key_length", w.key("embedding_length") // n_heads),
-    )
+    n_kv_heads = w.key("attention.head_count_kv", n_heads)
+    return n_heads, n_kv_heads, w.key("attention.key_length", w.key("embedding_length") // n_heads)
 
 
 def linear_rope_factor(w: Weights) -> float:
@@ -184,8 +181,8 @@ def split_heads(x: Array, n_heads: int) -> Array:
 def rope_frequencies(head_dim: int, base: float) -> Array:
     """base^(−2i / head_dim) for i < head_dim / 2: radians a position.
 
-    Hugging Face rounds frequencies and angles (and norms and softmax) to float32 whatever the model's type. Its float64 logits
-    are 1e-6 away from these after 100 tokens, with its float32 angles followed or not, so nothing is rounded here."""
+    Hugging Face rounds frequencies and angles (and norms and softmax) to float32 whatever the model's type. Its float64
+    logits are 1e-6 away from these after 100 tokens, its float32 angles followed or not, so nothing is rounded here."""
     return base ** (-np.arange(0, head_dim, 2) / head_dim)
 
 
@@ -195,7 +192,7 @@ def rope_neox(x: Array, inv_freq: Array) -> Array:
 
 
 def rope_neighbours(x: Array, inv_freq: Array) -> Array:
-    """Rotate the pairs (2i, 2i + 1); Llama converters permute the rows of attn_q and attn_k so that this is its rotation."""
+    """Rotate the pairs (2i, 2i + 1). Llama's converters permute the rows of attn_q and attn_k so that this is right."""
     return np.stack(rotate(x[..., 0::2], x[..., 1::2], inv_freq), axis=-1).reshape(x.shape)
 
 
@@ -205,9 +202,9 @@ def rotate(a: Array, b: Array, inv_freq: Array) -> tuple[Array, Array]:
 
 
 def attention(q: Array, k: Array, v: Array, *, scale: float, cap: float = 0, window: int = 0) -> Array:
-    """Causal attention, [n_tokens, n_heads · head_dim], of q [n_tokens, n_heads, head_dim] and k, v [n_tokens, n_kv_heads, head_dim].
+    """Causal attention of q [n_tokens, n_heads, head_dim] over k, v [n_tokens, n_kv_heads, head_dim], heads joined.
 
-    Scores are scaled, then capped, then masked: position p sees p − window + 1 … p, or everything before it if window is 0."""
+    Scores are scaled, then capped, then masked: position p sees p − window + 1 … p, or 0 … p if window is 0."""
     group = q.shape[1] // k.shape[1]  # neighbouring query heads share a key/value head
     scores = scale * np.einsum("phd,shd->hps", q, np.repeat(k, group, axis=1))
     scores = soft_cap(scores, cap)

@@ -7,6 +7,7 @@ values do.
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def random_batch(h: Harness, rng: np.random.Generator, longest: int) -> bool:
 
 SIZES = [  # n_tokens, n_sequences, slack, longest addition
     pytest.param(400, 1, 8, 90, id="small"),
-    pytest.param(900, 3, 40, 150, id="medium"),
+    pytest.param(500, 3, 40, 150, id="medium"),
     pytest.param(6000, 1, 0, 1500, id="few-windowed-pages"),  # windowed pages run out before global ones do
 ]
 
@@ -236,7 +237,9 @@ def test_random_operations(layers: str, n_tokens: int, n_sequences: int, slack: 
     rng = np.random.default_rng([n_tokens, len(layers)])
     h = Harness(LAYERS[layers], n_tokens, n_sequences, slack)
     counts = dict.fromkeys(["full", "fork", "no fork", "hit", "evicted"], 0)
-    for step in range(2500 if n_tokens < 2000 else 600):
+    for step in range(1500 if n_tokens < 2000 else 400):
+        while len(h.open) > 5:  # so that some grow long
+            h.free(int(rng.choice(list(h.open))))
         seq = int(rng.choice(list(h.open))) if h.open else h.new()
         length = len(h.open[seq].ids)
         match rng.choice(["new", "add", "fork", "trim", "free", "match"], p=[0.05, 0.4, 0.13, 0.1, 0.15, 0.17]):
@@ -250,7 +253,7 @@ def test_random_operations(layers: str, n_tokens: int, n_sequences: int, slack: 
                 elif sum(h.cache.stats()[g]["n_cached"] for g in h.groups) < n_cached:
                     counts["evicted"] += 1
             case "fork":
-                new = h.fork(seq, int(rng.choice([length, length // 2, max(0, length - slack)])))
+                new = h.fork(seq, int(rng.choice([length, rng.integers(0, length + 1), max(0, length - slack)])))
                 counts["fork" if new is not None else "no fork"] += 1
             case "trim":
                 h.trim(seq, max(0, length - int(rng.integers(0, 60))))
@@ -262,7 +265,7 @@ def test_random_operations(layers: str, n_tokens: int, n_sequences: int, slack: 
         if step % 5 == 0 or step < 100:
             h.check()
     expected = {"full", "fork", "hit", "evicted"} | ({"no fork"} if "windowed" in h.groups else set())
-    assert {k for k, n in counts.items() if n > 3} == expected, counts
+    assert {k for k, n in counts.items() if n} == expected, counts
     h.close()
 
 
@@ -362,8 +365,9 @@ def test_a_sequence_that_fills_the_cache_can_go_on_after_a_trim() -> None:
     assert h.cache.match_prefix(np.full(320, 7, np.int32))[1] == 0
 
 
-def test_the_prefix_used_longest_ago_goes_first_and_its_end_before_its_start() -> None:
-    h = Harness(LAYERS["global"], 10 * PAGE, 1, slack=0)
+@pytest.mark.parametrize("window", [0, 1000])
+def test_the_prefix_used_longest_ago_goes_first_and_its_end_before_its_start(window: int) -> None:
+    h = Harness([(1, 8, window)], 10 * PAGE, 1, slack=0)
     for token in (1, 2):
         h.free(filled(h, 4 * PAGE, token=token))
     h.free(h.match([1] * 200, salt=0))  # so that 2 is the older one
@@ -423,7 +427,7 @@ def test_what_was_reserved_and_not_committed_is_given_back() -> None:
 
 def test_reserved_memory_is_not_touched() -> None:
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
     cache = _core.KvCache(layers=[(8, 256, 0)] * 16, kv_type="f16", n_tokens=100_000, n_sequences=1, slack=0)

@@ -2,9 +2,10 @@
 
     write_tiny(tmp_path / "m.gguf", "gemma2", "Q4_K")
 
-Weights are random but sized so that attention looks at few tokens, soft caps bite and the layers outweigh the embedding: what a
-wrong step would change shows in the logits. The default sizes differ wherever a mix-up could hide: head_dim is not
-dim / n_heads, query heads share key/value heads, and the window is short. Equal arguments give equal bytes.
+Weights are random but sized so that attention looks at few tokens, soft caps bite, layers outweigh the embedding: what
+a wrong step would change shows in the logits, and greedy text moves on. The default sizes differ wherever a mix-up
+could hide: head_dim is not dim / n_heads, query heads share key/value heads, and the window is short. Equal arguments
+give equal bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +20,10 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
 FAMILIES = ("gemma", "gemma2", "gemma3", "llama")
-QUANTIZED = (
-    "F32",
-    "F16",
-    "BF16",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "TQ1_0",
-    "TQ2_0",
-    "MXFP4",
-)  # by the gguf package
-SCALE_BYTES = {  # formats it only reads, made of random blocks: where a block has its float16 scale, and the one of its minimums
+# The gguf package quantises these. The others it only reads: they are made of random blocks, and SCALE_BYTES says where
+# a block has its float16 scale, and the scale of its minimums.
+QUANTIZED = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
+SCALE_BYTES = {
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
     "IQ1_S": (0,), "IQ1_M": (), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
     "IQ4_NL": (0,), "IQ4_XS": (0,),
@@ -42,18 +33,26 @@ FORMATS = (*QUANTIZED, *SCALE_BYTES)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # token types
 
 GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
-    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 CHATML_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not what".split()
+WORDS = (
+    *("the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "are", "as", "with", "his"),
+    *("they", "at", "be", "this", "have", "from", "or", "one", "had", "by", "word", "but", "not", "what", "hello"),
+)
 
 
 def write_tiny(
@@ -81,10 +80,10 @@ def write_tiny(
 ) -> Path:
     """Write a model of `family` with its matrices in `quant` (a name in FORMATS) to `path`, and return that.
 
-    Sizes left out are small: rows of 96 and more, of 256 and more where blocks are that long. Window (tokens) and caps concern the
-    families that have them; n_layers defaults to 4, to 7 for gemma3, whose first global layer is the sixth. `rope_factor` asks for
-    linear scaling; `rope_freqs` (llama) writes a factor per frequency; `tied` False (llama) writes an output matrix.
-    Without `vocabulary` the file has no tokenizer. ValueError where a format's blocks do not fit the rows."""
+    Sizes left out are small: rows of 96 and more, of 256 and more where blocks are that long; 4 layers, 7 for gemma3,
+    whose first global layer is the sixth. Window (tokens) and caps concern the families that have them. `rope_factor`
+    asks for linear scaling; `rope_freqs` (llama) writes a factor per frequency; `tied` False (llama) writes an output
+    matrix. Without `vocabulary` the file has no tokenizer. ValueError where a format's blocks do not fit the rows."""
     if family not in FAMILIES or quant not in FORMATS:
         raise ValueError(f"no such family or format: {family}, {quant}")
     long_blocks = GGML_QUANT_SIZES[Format[quant]][0] == 256
@@ -151,10 +150,10 @@ def matrix_sizes(
         yield f"blk.{i}.attn_q", q_dim, dim, sharp / np.sqrt(dim)
         yield f"blk.{i}.attn_k", kv_dim, dim, sharp / np.sqrt(dim)
         yield f"blk.{i}.attn_v", kv_dim, dim, 1 / np.sqrt(dim)
-        yield f"blk.{i}.attn_output", dim, q_dim, 2 * residual / np.sqrt(q_dim)
+        yield f"blk.{i}.attn_output", dim, q_dim, 8 * residual / np.sqrt(q_dim)
         yield f"blk.{i}.ffn_gate", ffn_dim, dim, 1 / np.sqrt(dim)
         yield f"blk.{i}.ffn_up", ffn_dim, dim, 1 / np.sqrt(dim)
-        yield f"blk.{i}.ffn_down", dim, ffn_dim, 2 * residual / np.sqrt(ffn_dim)
+        yield f"blk.{i}.ffn_down", dim, ffn_dim, 8 * residual / np.sqrt(ffn_dim)
 
 
 def vector_sizes(family: str, n_layers: int, dim: int, head_dim: int) -> Iterator[tuple[str, int, float]]:
@@ -164,15 +163,15 @@ def vector_sizes(family: str, n_layers: int, dim: int, head_dim: int) -> Iterato
         yield f"blk.{i}.attn_norm", dim, 1.0
         yield f"blk.{i}.ffn_norm", dim, 1.0
         if family in ("gemma2", "gemma3"):
-            yield f"blk.{i}.post_attention_norm", dim, 3.0
-            yield f"blk.{i}.post_ffw_norm", dim, 3.0
+            yield f"blk.{i}.post_attention_norm", dim, 9.0
+            yield f"blk.{i}.post_ffw_norm", dim, 9.0
         if family == "gemma3":
             yield f"blk.{i}.attn_q_norm", head_dim, 1.8
             yield f"blk.{i}.attn_k_norm", head_dim, 1.8
 
 
 def random_matrix(rng: np.random.Generator, quant: str, n_rows: int, n_cols: int, std: float) -> NDArray:
-    """Weights of about N(0, std) in format `quant`: float32 or float16 [n_rows, n_cols], or bytes [n_rows, row bytes]."""
+    """Weights of mean 0 and deviation `std` in `quant`: floats [n_rows, n_cols], or bytes [n_rows, bytes of a row]."""
     per_block, block_bytes = GGML_QUANT_SIZES[Format[quant]]
     if n_cols % per_block:
         raise ValueError(f"rows of {n_cols} do not divide into {quant}'s blocks of {per_block}")
@@ -183,12 +182,13 @@ def random_matrix(rng: np.random.Generator, quant: str, n_rows: int, n_cols: int
     vary = rng.uniform(0.5, 1.5, len(blocks))  # each block has its own scale
 
     def weights(*scales: float) -> NDArray[np.float32]:
-        for offset, scale in zip(SCALE_BYTES[quant], scales, strict=False):
-            blocks[:, offset : offset + 2] = (scale * vary).astype("<f2").view(np.uint8).reshape(-1, 2)
-        if quant == "IQ1_M":  # its scale is spread over the top four bits of the last four 16-bit words
-            bits = (scales[0] * vary).astype("<f2").view(np.uint16)[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 0xF
-            words = blocks[:, -8:].copy().view("<u2") & 0x0FFF | bits << 12
+        if quant == "IQ1_M":  # its scale is spread over the top four bits of a block's last four 16-bit words
+            bits = (scales[0] * vary).astype("<f2").view("<u2")[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 0xF
+            words = np.ascontiguousarray(blocks[:, -8:]).view("<u2") & 0x0FFF | bits << 12
             blocks[:, -8:] = words.astype("<u2").view(np.uint8)
+        else:
+            for offset, scale in zip(SCALE_BYTES[quant], scales, strict=True):
+                blocks[:, offset : offset + 2] = (scale * vary).astype("<f2").view(np.uint8).reshape(-1, 2)
         return dequantize(blocks, Format[quant])
 
     if len(SCALE_BYTES[quant]) == 2:  # scale · q − minimum scale · m: balance the two around 0, then size them
@@ -201,11 +201,11 @@ def random_matrix(rng: np.random.Generator, quant: str, n_rows: int, n_cols: int
 
 
 def add_spm(w: GGUFWriter, n_vocab: int) -> None:
-    """A SentencePiece vocabulary as Gemma has it: control tokens, newline, bytes, printable ASCII, some words; Gemma's template."""
+    """A SentencePiece vocabulary in Gemma's manner: control tokens, newline, bytes, some words, ASCII; its template."""
     tokens = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN)]
     tokens += [("<start_of_turn>", CONTROL), ("<end_of_turn>", CONTROL), ("\n", USER_DEFINED)]
     tokens += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
-    tokens += [(piece, NORMAL) for piece in prefixes("▁")] + [(chr(c), NORMAL) for c in (0x2581, *range(0x21, 0x7F))]
+    tokens += [(piece, NORMAL) for piece in (*prefixes("▁"), "▁", *map(chr, range(0x21, 0x7F)))]
     tokens = fill(tokens, n_vocab)
     w.add_tokenizer_model("llama")
     w.add_tokenizer_pre("default")
@@ -224,12 +224,10 @@ def add_spm(w: GGUFWriter, n_vocab: int) -> None:
 
 
 def add_bpe(w: GGUFWriter, n_vocab: int) -> None:
-    """A byte-level BPE vocabulary as SmolLM2 has it: control tokens, the byte alphabet, some words; ChatML."""
+    """A byte-level BPE vocabulary in SmolLM2's manner: control tokens, the byte alphabet, some words; ChatML."""
     tokens = [("<|endoftext|>", CONTROL), ("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL)]
     words = prefixes("Ġ")
-    tokens = fill(
-        tokens + [(letter, NORMAL) for letter in byte_alphabet()] + [(piece, NORMAL) for piece in words], n_vocab
-    )
+    tokens = fill(tokens + [(piece, NORMAL) for piece in (*byte_alphabet(), *words)], n_vocab)
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("smollm")
     w.add_token_list([text for text, _ in tokens])
@@ -250,7 +248,7 @@ def prefixes(space: str) -> list[str]:
 
 
 def byte_alphabet() -> list[str]:
-    """The letter that GPT-2 writes for each byte: printable bytes stand for themselves, the others follow from U+0100."""
+    """The letter that GPT-2 writes for each byte: printable bytes are themselves, the others follow from U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (chr(0x100 + i) for i in range(256))
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]

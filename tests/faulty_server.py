@@ -1,0 +1,112 @@
+"""A small server that speaks enough of the hub's protocol to fetch a model from, and that can be told to misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """One repository and its faults. `requests` holds (method, path, Range header) of what was asked."""
+
+    repo: str
+    files: dict[str, bytes]
+    cuts: list[int] = field(default_factory=list)  # the next downloads end after so many bytes of the body
+    sent: dict[str, bytes] = field(default_factory=dict)  # what is sent instead of the file that is recorded
+    ignore_range: bool = False
+    gated: bool = False
+    status: int = 200
+    silent: bool = False
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def __enter__(self) -> Hub:
+        hub = self
+
+        class Handler(_Handler):
+            state = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.silence_over = threading.Event()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.silence_over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def downloads(self) -> list[str | None]:
+        """The Range headers of the downloads so far."""
+        return [span for method, path, span in self.requests if method == "GET" and "/resolve/" in path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.state, urlsplit(self.path).path
+        hub.requests.append((self.command, path, self.headers["Range"]))
+        if hub.silent:
+            hub.silence_over.wait(60)
+            self.close_connection = True
+        elif hub.status != 200:
+            self._answer(hub.status, b"{}")
+        elif path == f"/api/models/{hub.repo}":
+            siblings = [
+                {
+                    "rfilename": name,
+                    "size": len(data),
+                    "blobId": "0" * 40,
+                    "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130},
+                }
+                for name, data in hub.files.items()
+            ]
+            self._answer(200, json.dumps({"id": hub.repo, "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith(f"/{hub.repo}/resolve/{COMMIT}/"):
+            name = path.removeprefix(f"/{hub.repo}/resolve/{COMMIT}/")
+            if hub.gated:
+                self._answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
+            else:
+                self._file(name)
+        else:
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _file(self, name: str) -> None:
+        hub = self.state
+        data = hub.sent.get(name, hub.files[name])
+        etag = f'"{hashlib.sha256(hub.files[name]).hexdigest()}"'
+        headers = {"X-Repo-Commit": COMMIT, "ETag": etag, "Accept-Ranges": "bytes"}
+        start = 0
+        if (span := self.headers["Range"]) and not hub.ignore_range:
+            start = int(span.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self._answer(206 if start else 200, data[start:], headers, cut=self.command == "GET")
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if cut and self.state.cuts:
+            body = body[: self.state.cuts.pop(0)]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
