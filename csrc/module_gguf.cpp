@@ -1,11 +1,15 @@
 // Files and formats at the border.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "error.h"
+#include "gguf.h"
 #include "module.h"
 #include "tensor.h"
 
@@ -43,9 +47,73 @@ py::array_t<float> decode_bytes(const std::string& name, const py::buffer& data)
     return out;
 }
 
+std::unique_ptr<GgufFile> open_file(const py::object& path, uint64_t offset, uint64_t length) {
+    const std::string bytes = py::bytes(py::module_::import("os").attr("fsencode")(path));
+    py::gil_scoped_release nogil;
+    return std::make_unique<GgufFile>(bytes, offset, length);
+}
+
+py::list keys(const GgufFile& file) {
+    py::list out;
+    for (const MetaValue& v : file.metadata()) out.append(v.key);
+    return out;
+}
+
+py::object get(const GgufFile& file, const std::string& key) {
+    const MetaValue& v = file.value(key);
+    if (v.type == ValueType::string) {
+        check<std::invalid_argument>(!v.is_array, "key '", key, "' is an array of strings; use strings(key)");
+        const std::string_view text = file.get_string(key);
+        return py::bytes(text.data(), text.size()).attr("decode")("utf-8", "replace");
+    }
+    // NumPy's name of a type: its kind and its bytes.
+    py::array values(py::dtype(message(name_of(v.type)[0], bytes_of(v.type))), v.count);
+    std::memcpy(values.mutable_data(), v.data, v.n_bytes);
+    return v.is_array ? py::object(values) : values.attr("item")();
+}
+
+py::tuple strings(const GgufFile& file, const std::string& key) {
+    const StringArray all = file.get_strings(key);
+    return py::make_tuple(py::array_t<uint8_t>(all.blob.size(), reinterpret_cast<const uint8_t*>(all.blob.data())),
+                          py::array_t<int64_t>(all.offsets.size(), all.offsets.data()));
+}
+
+py::list tensors(const GgufFile& file) {
+    py::list out;
+    for (const Tensor& t : file.tensors()) {
+        out.append(py::make_tuple(t.name, format_of(t.dtype).name, py::tuple(py::cast(t.shape)), t.offset, t.n_bytes));
+    }
+    return out;
+}
+
 }  // namespace
 
 void register_gguf(py::module_& m) {
+    py::class_<GgufFile>(m, "Gguf", "A GGUF file: metadata and tensor table, checked. All arrays returned are copies.")
+        .def(py::init(&open_file), py::arg("path"), py::arg("offset") = 0, py::arg("length") = 0,
+             "Open the GGUF file that lies in `length` bytes (0: all to the end) from byte `offset` of the file "
+             "`path`.\n"
+             "Raises ModelNotFound, ModelFormatError, TruncatedModel, UnsupportedModel (a storage format not read "
+             "here).")
+        .def_property_readonly(
+            "path",
+            [](const GgufFile& file) { return py::module_::import("os").attr("fsdecode")(py::bytes(file.path())); })
+        .def_property_readonly("version", &GgufFile::version)
+        .def("__contains__", [](const GgufFile& file, const std::string& key) { return file.has(key); })
+        .def("keys", keys, "The metadata keys, in the order of the file.")
+        .def(
+            "type_of", [](const GgufFile& file, const std::string& key) { return file.type_of(key); }, py::arg("key"),
+            "The type of a value, for example 'u32' or 'str[]'.")
+        .def("get", get, py::arg("key"),
+             "A scalar as int, float, bool or str (bytes that are not UTF-8 become U+FFFD), an array of numbers as a\n"
+             "NumPy array. Raises ModelFormatError if the key is missing, InvalidRequest if it is an array of strings.")
+        .def("strings", strings, py::arg("key"),
+             "An array of strings as (uint8 [bytes], int64 [n + 1]): string i is blob[offsets[i]:offsets[i + 1]].")
+        .def("tensors", tensors,
+             "The tensors as (name, format, shape, byte offset in the file on disk, bytes); the last size is "
+             "contiguous.")
+        .def("check_unchanged", &GgufFile::check_unchanged,
+             "Raises ModelChanged if the file was modified after it was opened.");
     m.def("formats", list_formats, "The storage formats: (name, GGUF type id, weights a block, bytes a block) each.");
     m.def("decode", decode_bytes, py::arg("format_name"), py::arg("data"),
           "Decode whole blocks: `data` is contiguous bytes; returns float32 [n_blocks × weights a block].\n"
