@@ -4,9 +4,9 @@
 //        | hmask | qs | scales | d |
 //
 //   hmask    bit s of byte j is bit 2 of weight 32s + j
-//   qs       bits 0, 1: two halves of 128 weights, 32 bytes each; weight 32s + j of a half has bits 2s, 2s+1 of its
-//   byte j scales   bits 0 … 3 of scale k: byte k mod 8, low halves for k < 8, high halves for the others;
-//            bits 4, 5: byte 8 + k mod 4, from bit 2⌊k/4⌋
+//   qs       two halves of 128 weights, 32 bytes each; bits 0, 1 of weight 32s + j of a half are bits 2s, 2s+1 of byte
+//   j scale k  bits 0 … 3 in byte k mod 8 of scales (low halves for k < 8, high halves for the others),
+//            bits 4, 5 in byte 8 + k mod 4, from bit 2⌊k/4⌋
 #pragma once
 
 #include "formats/common.h"
