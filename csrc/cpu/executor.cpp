@@ -28,6 +28,15 @@ struct Tile {
 struct Product {
     const Matrix* w;
     float* out;
+    float* rest_out = nullptr;  // where the product with the rest of the input goes, see CpuExecutor::Impl::rest
+};
+
+// The input of products, packed: layout.h. [n_batch, n_cols]
+struct Input {
+    int8_t* q;
+    float *d, *ds32, *ds16, *x;
+
+    Activations view(int n_tokens, int n_cols) const { return {n_tokens, n_cols, q, d, ds32, ds16, x}; }
 };
 
 bool reads_integers(const Matrix& w) {
@@ -75,8 +84,12 @@ struct CpuExecutor::Impl {
     float *q, *k, *v;        // [n_batch, widths.q], [n_batch, widths.kv] twice
     float *gate, *up;        // [n_batch, widths.ffn]
     float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
-    int8_t* packed_q;        // the input of the next product, packed: layout.h
-    float *packed_d, *packed_ds32, *packed_ds16, *packed_x;
+    Input input;             // of the next products
+    // What rounding to 8 bits took from `input`, rounded to 8 bits itself. Queries and keys are computed from both:
+    // where attention is sharp, two thirds of the error that rounding makes in the logits comes from these two
+    // products, which are a small part of the work.
+    Input rest;
+    float *rest_q, *rest_k;                                 // [n_batch, widths.q], [n_batch, widths.kv]
     std::vector<std::byte*> scratch;                        // a thread
     std::vector<std::vector<const std::byte*>> page_lists;  // a thread
 
@@ -122,25 +135,39 @@ struct CpuExecutor::Impl {
         gate = take(n * widths.ffn), up = take(n * widths.ffn);
         cosines = take(config.ropes.size() * n * widths.half_head),
         sines = take(config.ropes.size() * n * widths.half_head);
-        packed_q = reinterpret_cast<int8_t*>(buffers.take(n * widths.in));
-        packed_d = take(n * widths.in / 32), packed_ds32 = take(n * widths.in / 32),
-        packed_ds16 = take(n * widths.in / 16);
-        packed_x = take(n * widths.in);
+        auto take_input = [&](size_t n_cols) {
+            return Input{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)), take(n * n_cols / 32),
+                         take(n * n_cols / 32), take(n * n_cols / 16), take(n * n_cols)};
+        };
+        input = take_input(widths.in), rest = take_input(config.dim);
+        rest_q = take(n * widths.q), rest_k = take(n * widths.kv);
         for (int i = 0; i < n_threads; ++i) scratch.push_back(buffers.take(kScratchBytes));
     }
 
-    // One column group of rows [ld apart, n_cols wide], for products with all of `readers`.
-    void pack(int column, int width, const float* rows, size_t ld, int n_cols,
-              std::initializer_list<const Matrix*> readers) {
+    // One column group of rows [n_batch, n_cols], for products with all of `readers`.
+    void pack(int column, int width, const float* rows, int n_cols, std::initializer_list<const Matrix*> readers) {
         const float* columns[kMaxWidth];
-        for (int i = 0; i < width; ++i) columns[i] = rows + (column + i) * ld;
+        for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(column + i) * n_cols;
         const size_t at = static_cast<size_t>(column) * n_cols;
-        auto integers = [](const Matrix* w) { return reads_integers(*w); };
-        if (std::any_of(readers.begin(), readers.end(), integers))
-            kernels.quantize(columns, width, n_cols, packed_q + at, packed_d + at / 32, packed_ds32 + at / 32,
-                             packed_ds16 + at / 16);
-        if (!std::all_of(readers.begin(), readers.end(), integers))
-            kernels.interleave(columns, width, n_cols, packed_x + at);
+        if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return reads_integers(*w); }))
+            kernels.quantize(columns, width, n_cols, input.q + at, input.d + at / 32, input.ds32 + at / 32,
+                             input.ds16 + at / 16);
+        if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return !reads_integers(*w); }))
+            kernels.interleave(columns, width, n_cols, input.x + at);
+    }
+
+    // The rest of one packed column group; overwrites its rows.
+    void pack_rest(int column, int width, float* rows, int n_cols) {
+        const size_t at = static_cast<size_t>(column) * n_cols;
+        const float* columns[kMaxWidth];
+        for (int c = 0; c < width; ++c) {
+            float* row = rows + static_cast<size_t>(column + c) * n_cols;
+            columns[c] = row;
+            for (int i = 0; i < n_cols; ++i)
+                row[i] -= input.d[at / 32 + i / 32 * width + c] * input.q[at + (i / 4 * width + c) * 4 + i % 4];
+        }
+        kernels.quantize(columns, width, n_cols, rest.q + at, rest.d + at / 32, rest.ds32 + at / 32,
+                         rest.ds16 + at / 16);
     }
 
     // Phase: item(first row, width) for each column group of n rows.
@@ -164,15 +191,16 @@ struct CpuExecutor::Impl {
         int n_items = 0;
         for (const Product& p : products) n_items += ((p.w->n_rows + kPanel - 1) / kPanel + grain - 1) / grain;
         pool.each(n_items, [&](int item) {
-            for (const auto& [w, out] : products) {
+            for (const auto& [w, out, rest_out] : products) {
                 const int panels = (w->n_rows + kPanel - 1) / kPanel, items = (panels + grain - 1) / grain;
                 if (item >= items) {
                     item -= items;
                     continue;
                 }
-                const Activations input{n, w->n_cols, packed_q, packed_d, packed_ds32, packed_ds16, packed_x};
-                kernels.matmul(*w, input, item * grain, std::min(panels, (item + 1) * grain), out, w->n_rows,
-                               scratch[thread]);
+                const int begin = item * grain, end = std::min(panels, begin + grain);
+                kernels.matmul(*w, input.view(n, w->n_cols), begin, end, out, w->n_rows, scratch[thread]);
+                if (rest_out && reads_integers(*w))
+                    kernels.matmul(*w, rest.view(n, w->n_cols), begin, end, rest_out, w->n_rows, scratch[thread]);
                 return;
             }
         });
@@ -216,16 +244,21 @@ struct CpuExecutor::Impl {
             if (config.qk_norm) kernels.rms_norm(head, norm.data(), head_dim, config.norm_eps, head);
             kernels.rope(head, cosines + angle, sines + angle, head_dim, rope.neox);
         };
-        float* queries = q + static_cast<size_t>(row) * facts.n_heads * head_dim;
+        const int q_dim = facts.n_heads * head_dim, kv_dim = facts.n_kv_heads * head_dim;
+        float* queries = q + static_cast<size_t>(row) * q_dim;
+        float* keys = k + static_cast<size_t>(row) * kv_dim;
+        const float* values = v + static_cast<size_t>(row) * kv_dim;
+        if (reads_integers(layers[layer].wq)) kernels.add(queries, rest_q + static_cast<size_t>(row) * q_dim, q_dim);
+        if (reads_integers(layers[layer].wk)) kernels.add(keys, rest_k + static_cast<size_t>(row) * kv_dim, kv_dim);
         for (int head = 0; head < facts.n_heads; ++head) prepare(queries + head * head_dim, layers[layer].q_norm);
-        kernels.scale(queries, facts.query_scale, facts.n_heads * head_dim);
+        kernels.scale(queries, facts.query_scale, q_dim);
         const KvHeadLayout layout = kv_head_layout(cache.type(), head_dim);
         const int32_t page = cache.pages(tile.segment->seq, cache.group(layer))[position / kPageTokens];
         std::byte* part = cache.at(layer, page);
         for (int head = 0; head < facts.n_kv_heads; ++head, part += layout.n_bytes) {
-            const size_t at = (static_cast<size_t>(row) * facts.n_kv_heads + head) * head_dim;
-            prepare(k + at, layers[layer].k_norm);
-            kernels.store_kv(cache.type(), layout, head_dim, k + at, v + at, position % kPageTokens, part);
+            prepare(keys + head * head_dim, layers[layer].k_norm);
+            kernels.store_kv(cache.type(), layout, head_dim, keys + head * head_dim, values + head * head_dim,
+                             position % kPageTokens, part);
         }
     }
 
@@ -282,22 +315,23 @@ struct CpuExecutor::Impl {
 
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
-            pack(row, width, h, dim, dim, {&l.wq, &l.wk, &l.wv});
+            pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv});
+            if (reads_integers(l.wq) || reads_integers(l.wk)) pack_rest(row, width, h, dim);
         });
-        multiply(thread, n, {{&l.wq, q}, {&l.wk, k}, {&l.wv, v}});
+        multiply(thread, n, {{&l.wq, q, rest_q}, {&l.wk, k, rest_k}, {&l.wv, v}});
         pool.each(n_tiles, [&](int i) {
             for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
         });
         pool.each(n_tiles * facts.n_kv_heads,
                   [&](int i) { attend(thread, tiles[i / facts.n_kv_heads], i % facts.n_kv_heads, index, cache); });
-        each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, q_dim, {&l.wo}); });
+        each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}); });
         multiply(thread, n, {{&l.wo, proj}});
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 add_projection(i, l.post_attn_norm);
                 norm(i, l.ffn_norm);
             }
-            pack(row, width, h, dim, dim, {&l.gate, &l.up});
+            pack(row, width, h, dim, {&l.gate, &l.up});
         });
         multiply(thread, n, {{&l.gate, gate}, {&l.up, up}});
         each_group(n, [&](int row, int width) {
@@ -305,7 +339,7 @@ struct CpuExecutor::Impl {
                 const size_t at = static_cast<size_t>(i) * ffn;
                 kernels.gate(config.activation, gate + at, up + at, ffn, gate + at);
             }
-            pack(row, width, gate, ffn, ffn, {&l.down});
+            pack(row, width, gate, ffn, {&l.down});
         });
         multiply(thread, n, {{&l.down, proj}});
         pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
@@ -319,7 +353,7 @@ struct CpuExecutor::Impl {
             for (int i = row; i < row + width; ++i)
                 kernels.rms_norm(x + static_cast<size_t>(outputs[i]) * dim, output_norm.data(), dim, config.norm_eps,
                                  h + static_cast<size_t>(i) * dim);
-            pack(row, width, h, dim, dim, {&output});
+            pack(row, width, h, dim, {&output});
         });
         multiply(thread, n, {{&output, logits}});
         if (config.final_softcap == 0) return;
@@ -367,8 +401,9 @@ size_t weight_bytes(const ModelTensors& tensors) {
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
     const Widths w(config);
-    const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +                 // rows
-                           2 * config.ropes.size() * w.half_head + w.in + w.in / 8 + w.in / 4;  // angles, packed input
+    auto input = [](size_t n_cols) { return n_cols / 4 + 2 * (n_cols / 32) + n_cols / 16 + n_cols; };
+    const size_t numbers = 2 * config.dim + w.in + 2 * w.q + 3 * w.kv + 2 * w.ffn +  // rows
+                           2 * config.ropes.size() * w.half_head + input(w.in) + input(config.dim);
     constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64
     return numbers * sizeof(float) * n_batch + n_threads * kScratchBytes + kRounding;
 }
