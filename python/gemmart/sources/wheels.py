@@ -211,6 +211,8 @@ def _pip_failed(wanted: list[Requirement], lines: list[str], folder: Path) -> Do
         return store.disk_full(folder, None)
     if "DO NOT MATCH THE HASHES" in output:
         return ChecksumError(f"{names}: what pip fetched does not have the hash that the package index gives")
+    if "connection broken by" in output and "(from versions: none)" in output:  # pip calls this a missing package
+        return DownloadError(f"{names}: pip cannot reach its package index; check the connection and pip's settings")
     reasons = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-3:]
     return DownloadError(f"{names}: pip could not fetch it: {' '.join(reasons)}")
 
