@@ -1,0 +1,116 @@
+"""What the public functions return: frozen records, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt: taken from the prefix cache, not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock seconds of one answer."""
+
+    queued_s: float  # from the request to the first step that worked on it
+    prompt_s: float  # from then to the first token
+    generate_s: float  # from the first token to the last
+
+    def prompt_tokens_per_s(self, usage: Usage) -> float:
+        return (usage.prompt_tokens - usage.cached_tokens) / self.prompt_s if self.prompt_s > 0 else 0.0
+
+    def tokens_per_s(self, usage: Usage) -> float:
+        """Speed of decoding: tokens after the first one, by the time they took."""
+        return (usage.completion_tokens - 1) / self.generate_s if self.generate_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probabilities at one position, of the model's own distribution (no bias, penalties or temperature)."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token, logprob), best first
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One step of a stream: `text` may be empty while a character or a stop string is undecided."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer.
+
+    `finish_reason` is "stop" (end of turn or a stop string), "length" (max_tokens or a full context) or "cancelled"."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    seed: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model file says of itself."""
+
+    name: str
+    path: Path
+    family: str
+    n_layers: int
+    dim: int
+    n_vocab: int
+    n_ctx_train: int
+    n_parameters: int
+    file_bytes: int
+    formats: dict[str, int]  # bytes of tensors in each storage format
+    license: str | None
+    chat_template: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes that a model will take with these options. `kv_bytes` when every page is in use; it is touched only as sequences grow."""
+
+    ctx: int
+    parallel: int
+    batch: int
+    threads: int
+    kv_type: str
+    weight_bytes: int
+    buffer_bytes: int
+    kv_bytes: int
+    available_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.buffer_bytes + self.kv_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.available_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that can run a model."""
+
+    name: str  # "cpu"
+    description: str
+    isa: str
+    memory_bytes: int
