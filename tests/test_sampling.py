@@ -55,11 +55,12 @@ def distribution(row: np.ndarray, s: Settings) -> dict[int, float]:
                 break
         order = [id for id in order if id in kept]
     if s.top_p < 1:
+        total = sum(p[id] for id in order)
         mass, kept = 0.0, []
         for id in order:
             kept.append(id)
             mass += p[id]
-            if mass >= s.top_p:
+            if mass >= s.top_p * total:
                 break
     else:
         kept = order

@@ -148,7 +148,9 @@ def choose(candidates: Candidates, settings: Settings, seed: int, position: int)
     if settings.typical_p < 1 and not complete:
         return None
     kept = typical(logits, settings.typical_p)
-    n_top_p = top_p(logits[kept] - candidates.logsumexp, settings.top_p)
+    # Each step sees the probabilities among what the steps before it kept; what nobody has cut is the whole row.
+    logsumexp = logits[0] + math.log(np.exp(logits[kept] - logits[0]).sum()) if complete else candidates.logsumexp
+    n_top_p = top_p(logits[kept] - logsumexp, settings.top_p)
     n_min_p = min_p(logits[kept], settings.min_p)
     n = min(n_top_p, n_min_p)
     if n > len(kept) and not complete:
@@ -165,7 +167,7 @@ def choose(candidates: Candidates, settings: Settings, seed: int, position: int)
 
 
 def top_p(logprobs: npt.NDArray[np.float64], p: float) -> int:
-    """The fewest of the best tokens that together have probability `p` in the whole row, at least one."""
+    """The fewest of the best tokens that together have probability `p`, at least one."""
     if p == 1:
         return len(logprobs) + 1
     return int(np.searchsorted(np.cumsum(np.exp(logprobs)), p, "left")) + 1
