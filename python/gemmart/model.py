@@ -141,10 +141,16 @@ class Model:
             if vocabulary.n_tokens != self.info.n_vocab:
                 raise InternalError(f"{path}: {vocabulary.n_tokens} tokens, but {self.info.n_vocab} embeddings")
             self._tokenizer = Tokenizer(vocabulary)
+            names = [
+                "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
+                for id in (vocabulary.bos, vocabulary.eos)
+            ]
             self._template = ChatTemplate.for_model(
                 template if template is not None else self.info.chat_template,
-                architecture=self.info.family,
-                tokenizer=self._tokenizer,
+                self.info.family,
+                bos=names[0],
+                eos=names[1],
+                control=self._tokenizer.control_texts,
                 system_style=system_style,
                 strict_roles=strict_roles,
             )
@@ -243,9 +249,7 @@ class Model:
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n, n_vocab]."""
-        stream = self._start(
-            Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True)
-        )
+        stream = self._start(Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True))
         parts: list[NDArray[np.float32]] = []
         for event in stream.events():
             if isinstance(event, np.ndarray):
@@ -267,7 +271,7 @@ class Model:
     def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """The token ids that a conversation becomes; nothing a message says can become a control token. Raises TemplateError."""
         pieces = self._require_template().render(messages, add_generation_prompt=add_generation_prompt)
-        return self._tokenizer.encode_pieces(pieces)
+        return self._tokenizer.encode_pieces(pieces, bos=True)
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that grows turn by turn. Raises TemplateError for a base model."""
@@ -277,8 +281,6 @@ class Model:
     def close(self) -> None:
         """End what runs, free the memory. Closing twice does no harm."""
         self._engine.close()
-        if self._template is not None:
-            self._template.close()
 
     def __enter__(self) -> Self:
         return self
@@ -299,7 +301,9 @@ class Model:
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
-            raise TemplateError(f"{self.info.path} has no chat template: it is a base model; use generate() on plain text")
+            raise TemplateError(
+                f"{self.info.path} has no chat template: it is a base model; use generate() on plain text"
+            )
         return self._template
 
 
@@ -344,7 +348,9 @@ class Stream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
