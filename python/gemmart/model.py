@@ -31,8 +31,9 @@ Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
 SMALL_DIM = 1024
-"""Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576) and
-Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work is small."""
+"""Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576)
+and Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work
+is small."""
 
 
 def load(
@@ -54,16 +55,19 @@ def load(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Model:
-    """Load a model: a path to a GGUF file, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT" or "pypi:NAME"; None: the default.
+    """Load a model: a path to a GGUF file, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT" or "pypi:NAME"; None:
+    the default.
 
-    ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is kept for; more
-    and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the physical cores that may be used.
-    kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply quantised weights with activations of nearly
-    float32 precision instead of 8 bits, which costs prompt speed; None: for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's.
-    system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are
-    an error. offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
+    ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is
+    kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
+    physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
+    quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
+    for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's. system_style: how a Gemma
+    model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error.
+    offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
 
-    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError, InvalidRequest."""
+    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
+    InvalidRequest."""
     check_device(gpu, ngl, device)
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
@@ -93,21 +97,24 @@ def plan(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> MemoryPlan:
-    """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but never OutOfMemory."""
+    """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but
+    never OutOfMemory."""
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
     return make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type)
 
 
 def devices() -> list[Device]:
-    """What can run a model here: in this release, the CPU. Raises DeviceError where GEMMART_ISA names what cannot be used."""
+    """What can run a model here: in this release, the CPU. Raises DeviceError where GEMMART_ISA names what cannot be
+    used."""
     return [Device("cpu", "the processor of this machine", _core.kernels.running_isa(), available_memory())]
 
 
 class Model:
     """A loaded model. Any number of threads may call it; its answers do not depend on what else it is asked.
 
-    Made by load(). A context manager; close() frees the memory. Using it after close() or after a fork raises InvalidRequest."""
+    Made by load(). A context manager; close() frees the memory. Using it after close() or after a fork raises
+    InvalidRequest."""
 
     def __init__(
         self,
@@ -194,13 +201,13 @@ class Model:
     ) -> Stream:
         """The same as a Stream of Deltas.
 
-        sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in the result.
-        max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of it. logprobs: how many
-        alternatives to report for each token (0 to 20). parse_special: control tokens in the prompt's text are recognised.
-        ignore_eos: tokens that end an answer are never chosen.
+        sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in
+        the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
+        it. logprobs: how many alternatives to report for each token (0 to 20). parse_special: control tokens in the
+        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen.
 
-        Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged, Cancelled (the
-        model was closed)."""
+        Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
+        Cancelled (the model was closed)."""
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
@@ -248,7 +255,8 @@ class Model:
                 stream.close()
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n, n_vocab]."""
+        """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n,
+        n_vocab]."""
         stream = self._start(Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True))
         parts: list[NDArray[np.float32]] = []
         for event in stream.events():
@@ -261,7 +269,8 @@ class Model:
         return self._tokenizer.encode(text, bos=bos, special=special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest for an id outside the vocabulary."""
+        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest for an id outside the
+        vocabulary."""
         return self._tokenizer.decode(self._check_ids(tokens), special=special)
 
     def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
@@ -269,7 +278,8 @@ class Model:
         return self._require_template().text(messages, add_generation_prompt=add_generation_prompt)
 
     def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """The token ids that a conversation becomes; nothing a message says can become a control token. Raises TemplateError."""
+        """The token ids that a conversation becomes; nothing a message says can become a control token. Raises
+        TemplateError."""
         pieces = self._require_template().render(messages, add_generation_prompt=add_generation_prompt)
         return self._tokenizer.encode_pieces(pieces, bos=True)
 
@@ -359,7 +369,8 @@ class Stream:
 
 
 class Session:
-    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what is new."""
+    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what
+    is new."""
 
     def __init__(self, model: Model, messages: list[Message]) -> None:
         self._model = model
@@ -376,11 +387,13 @@ class Session:
         return len(self.tokens), self._model.ctx
 
     def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
-        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as before."""
+        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as
+        before."""
         return self.stream(content, sampling, **options).result()
 
     def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Stream:
-        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there is of it."""
+        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there
+        is of it."""
         turn = {"role": "user", "content": content}
         stream = self._model.stream_chat([*self.messages, turn], sampling, **options)
         return _Turn(stream, self, turn)
@@ -459,4 +472,5 @@ def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
 def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
     """The file's own sampling advice, `general.sampling.*`."""
     prefix = "general.sampling."
-    return {key.removeprefix(prefix): gguf.get(key) for key in gguf.keys() if key.startswith(prefix)}
+    keys = gguf.keys()
+    return {key.removeprefix(prefix): gguf.get(key) for key in keys if key.startswith(prefix)}
