@@ -5,7 +5,7 @@ namespace gemmart::cpu {
 namespace {
 
 struct Avx2 {
-    static constexpr int kLanes = 8, kTile = 4, kDirect = 4;
+    static constexpr int kLanes = 8, kTile = 4;
     using F = __m256;
     using B = __m256i;
 
@@ -34,7 +34,6 @@ struct Avx2 {
     static GEMMART_INLINE F from_s8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)); }
 
     static GEMMART_INLINE B load_bytes(Bytes p) { return _mm256_loadu_si256((const __m256i*)p); }
-    static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm256_storeu_si256((__m256i*)p, x); }
     static GEMMART_INLINE B low_nibble(B x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static GEMMART_INLINE B high_nibble(B x) { return low_nibble(_mm256_srli_epi16(x, 4)); }
     static GEMMART_INLINE B with_bit4(B x, Bytes bits) {
