@@ -60,7 +60,7 @@ struct Avx2 {
     struct Dot {
         // Slots whose pair sums, each at most 2 · (2^bits − 1) · 127, fit together in int16.
         static constexpr int kTogether = kBits == 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
-        __m256i total = _mm256_setzero_si256(), pairs = _mm256_setzero_si256();
+        __m256i total, pairs;
 
         template <int S>
         GEMMART_INLINE void add(B u, const int8_t* q) {
@@ -69,6 +69,7 @@ struct Avx2 {
             B x = _mm256_set1_epi32(four);
             if constexpr (kBits == 8) x = _mm256_sign_epi8(x, u), u = _mm256_abs_epi8(u);
             const B two = _mm256_maddubs_epi16(u, x);
+            if constexpr (S == 0) total = _mm256_setzero_si256();
             if constexpr (S % kTogether == 0) {
                 if constexpr (S > 0) widen();
                 pairs = two;

@@ -50,11 +50,12 @@ struct Avx512 {
 
     template <int kBits>
     struct Dot {
-        __m512i total = _mm512_setzero_si512();
+        __m512i total;
         template <int S>
         GEMMART_INLINE void add(B u, const int8_t* q) {
             int four;
             __builtin_memcpy(&four, q, 4);
+            if constexpr (S == 0) total = _mm512_setzero_si512();
             total = _mm512_dpbusd_epi32(total, u, _mm512_set1_epi32(four));
         }
         GEMMART_INLINE void add(const Dot& other) { total = _mm512_add_epi32(total, other.total); }

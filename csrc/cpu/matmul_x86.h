@@ -12,7 +12,7 @@
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
 //   low_nibble, high_nibble, with_bit4, with_bits45: to the bytes of a slot
 //   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
-//   Dot<bits>: integer sums of weights of so many bits; add(u, q, s) takes slots in order
+//   Dot<bits>: integer sums of weights of so many bits; add<s>(u, q) takes slots in order, from 0
 #pragma once
 
 #include <immintrin.h>
