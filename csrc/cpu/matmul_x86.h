@@ -36,8 +36,8 @@ struct Index {
 // f(Index<0>) … f(Index<N - 1>): the indexes are constants, so that arrays of vectors stay in registers.
 template <int N, typename F>
 GEMMART_INLINE void unroll(F f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) { (f(Index<I>{}), ...); }
-    (std::make_integer_sequence<int, N>{});
+    [&]<int... I>(std::integer_sequence<int, I...>)
+        __attribute__((always_inline)) { (f(Index<I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 // ---- Sources of integer weights. A block has kColumns columns; its groups come in turns of kTurn, because the place
@@ -124,7 +124,8 @@ struct Q4_K {
         const __m128i high = V::lane_bytes(hi + G / 4 * kPanel);
         constexpr int shift = 2 * (G % 4) - 4;
         const __m128i at_four = shift >= 0 ? _mm_srli_epi16(high, shift) : _mm_slli_epi16(high, -shift);
-        return V::from_u8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(at_four, _mm_set1_epi8(48))));
+        return V::from_u8(
+            _mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(at_four, _mm_set1_epi8(48))));
     }
 };
 
