@@ -2,8 +2,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 
@@ -20,6 +22,8 @@ namespace {
 using namespace cpu;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Raw = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+constexpr int kRedZone = 32;  // NaN behind what a kernel writes
 
 struct AlignedBytes {
     std::unique_ptr<std::byte, void (*)(void*)> bytes{nullptr,
@@ -101,8 +105,7 @@ Floats matmul(const std::string& isa, const std::string& format, const Raw& weig
     check<std::invalid_argument>(
         panels.size() == 2 && panels[0] >= 0 && panels[0] <= panels[1] && panels[1] <= n_panels,
         "panels must be (begin, end) within ", n_panels);
-    // Red zones of NaN around the result: a kernel that writes beside it is caught by the caller, which sees the whole.
-    constexpr int kRedZone = 32;
+    // A kernel that writes beside the result is caught by the caller, which sees the red zones too.
     const size_t ld = w.view.n_rows + kRedZone;
     Floats out({static_cast<py::ssize_t>(activations.view.n_tokens), static_cast<py::ssize_t>(ld)});
     std::fill_n(out.mutable_data(), out.size(), std::numeric_limits<float>::quiet_NaN());
@@ -140,10 +143,41 @@ py::dict quantize(const std::string& isa, const Floats& x) {
     return out;
 }
 
-Floats copy_of(const Floats& x) {
-    Floats out(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
-    std::copy_n(x.data(), x.size(), out.mutable_data());
-    return out;
+// Rows for a kernel to write, with a red zone of NaN behind each.
+class GuardedRows {
+  public:
+    GuardedRows(size_t n_rows, size_t n) : n_(n), rows_(n_rows * (n + kRedZone), kUntouched) {}
+    explicit GuardedRows(const Floats& x) : GuardedRows(1, x.size()) { std::copy_n(x.data(), x.size(), rows_.data()); }
+    float* row(size_t i) { return rows_.data() + i * (n_ + kRedZone); }
+    // The rows in an array of this shape; throws where a kernel wrote beside them.
+    Floats result(std::vector<py::ssize_t> shape) {
+        Floats out(std::move(shape));
+        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i) {
+            for (size_t k = n_; k < n_ + kRedZone; ++k)
+                check<std::logic_error>(std::isnan(row(i)[k]), "the kernel wrote ", k - n_, " numbers beyond row ", i);
+            std::copy_n(row(i), n_, out.mutable_data() + i * n_);
+        }
+        return out;
+    }
+
+  private:
+    static constexpr float kUntouched = std::numeric_limits<float>::quiet_NaN();
+    size_t n_;
+    std::vector<float> rows_;
+};
+
+std::vector<py::ssize_t> shape_of(const Floats& x) { return {x.shape(), x.shape() + x.ndim()}; }
+
+// kernel(out), where out holds a copy of x.
+template <class F>
+Floats changed_copy(const Floats& x, F kernel) {
+    GuardedRows out(x);
+    kernel(out.row(0));
+    return out.result(shape_of(x));
+}
+
+void check_size(const char* name, const Floats& array, py::ssize_t wanted) {
+    check<std::invalid_argument>(array.size() == wanted, name, " has ", array.size(), " numbers, expected ", wanted);
 }
 
 KvType kv_type_named(const std::string& name) {
@@ -158,32 +192,40 @@ KvType kv_type_named(const std::string& name) {
 Floats attention(const std::string& isa, const std::string& kv_type, const Floats& keys, const Floats& values,
                  const Floats& queries, const std::vector<int>& positions, int window, float softcap) {
     const Kernels& kernels = kernels_for(isa);
+    check<std::invalid_argument>(keys.ndim() == 2 && values.ndim() == 2 && queries.ndim() == 2,
+                                 "keys, values and queries must be [n, head_dim]");
     const int n_pos = static_cast<int>(keys.shape(0)), head_dim = static_cast<int>(keys.shape(1));
+    const int n_rows = static_cast<int>(queries.shape(0));
+    check_size("values", values, keys.size());
+    check_size("queries", queries, static_cast<py::ssize_t>(positions.size()) * head_dim);
     const KvType type = kv_type_named(kv_type);
     const KvHeadLayout layout = kv_head_layout(type, head_dim);
     const int n_pages = (n_pos + kPageTokens - 1) / kPageTokens;
     AlignedBytes cache(n_pages * layout.n_bytes), scratch(kScratchBytes);
-    std::memset(cache.get(), 0xff,
-                n_pages * layout.n_bytes);  // NaN in every type: what was not stored must not be read
+    // NaN in every type: what was not stored must not reach a result.
+    std::memset(cache.get(), 0xff, n_pages * layout.n_bytes);
     for (int p = 0; p < n_pos; ++p)
         kernels.store_kv(type, layout, head_dim, keys.data(p, 0), values.data(p, 0), p % kPageTokens,
                          cache.get() + p / kPageTokens * layout.n_bytes);
-    const int n_rows = static_cast<int>(queries.shape(0));
-    Floats out({n_rows, head_dim});
+    GuardedRows out(n_rows, head_dim);
     std::vector<const float*> from(n_rows);
     std::vector<float*> to(n_rows);
+    std::vector<const std::byte*> pages(n_pages, nullptr);  // those that no row sees stay null
     for (int r = 0; r < n_rows; ++r) {
-        check<std::invalid_argument>(positions[r] >= 0 && positions[r] < n_pos, "position ", positions[r],
-                                     " is not stored");
+        const int last = positions[r];
+        check<std::invalid_argument>(last >= 0 && last < n_pos, "position ", last, " is not stored");
         from[r] = queries.data(r, 0);
-        to[r] = out.mutable_data(r, 0);
+        to[r] = out.row(r);
+        for (int i = (window && last >= window ? last - window + 1 : 0) / kPageTokens; i <= last / kPageTokens; ++i)
+            pages[i] = cache.get() + i * layout.n_bytes;
     }
-    std::vector<const std::byte*> pages(n_pages);
-    for (int i = 0; i < n_pages; ++i) pages[i] = cache.get() + i * layout.n_bytes;
-    kernels.attention(
-        {type, layout, head_dim, n_rows, from.data(), to.data(), positions.data(), window, softcap, pages.data()},
-        scratch.get());
-    return out;
+    {
+        py::gil_scoped_release release;
+        kernels.attention(
+            {type, layout, head_dim, n_rows, from.data(), to.data(), positions.data(), window, softcap, pages.data()},
+            scratch.get());
+    }
+    return out.result(shape_of(queries));
 }
 
 }  // namespace
@@ -218,51 +260,53 @@ void register_kernels(py::module_& parent) {
     m.def(
         "rms_norm",
         [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {
-            Floats out = copy_of(x);
-            kernels_for(isa).rms_norm(x.data(), weight.data(), static_cast<int>(x.size()), eps, out.mutable_data());
-            return out;
+            check_size("weight", weight, x.size());
+            const int n = static_cast<int>(x.size());
+            return changed_copy(x, [&](float* out) { kernels_for(isa).rms_norm(out, weight.data(), n, eps, out); });
         },
         py::arg("isa"), py::arg("x"), py::arg("weight"), py::arg("eps"));
     m.def(
         "add",
         [](const std::string& isa, const Floats& x, const Floats& y) {
-            Floats out = copy_of(x);
-            kernels_for(isa).add(out.mutable_data(), y.data(), static_cast<int>(x.size()));
-            return out;
+            check_size("y", y, x.size());
+            const int n = static_cast<int>(x.size());
+            return changed_copy(x, [&](float* out) { kernels_for(isa).add(out, y.data(), n); });
         },
         py::arg("isa"), py::arg("x"), py::arg("y"));
     m.def(
         "scale",
         [](const std::string& isa, const Floats& x, float s) {
-            Floats out = copy_of(x);
-            kernels_for(isa).scale(out.mutable_data(), s, static_cast<int>(x.size()));
-            return out;
+            const int n = static_cast<int>(x.size());
+            return changed_copy(x, [&](float* out) { kernels_for(isa).scale(out, s, n); });
         },
         py::arg("isa"), py::arg("x"), py::arg("s"));
     m.def(
         "gate",
         [](const std::string& isa, const std::string& act, const Floats& gate, const Floats& up) {
             check<std::invalid_argument>(act == "gelu" || act == "silu", "act must be gelu or silu, not ", act);
-            Floats out = copy_of(gate);
-            kernels_for(isa).gate(act == "gelu" ? Activation::Gelu : Activation::Silu, gate.data(), up.data(),
-                                  static_cast<int>(gate.size()), out.mutable_data());
-            return out;
+            check_size("up", up, gate.size());
+            const Activation activation = act == "gelu" ? Activation::Gelu : Activation::Silu;
+            const int n = static_cast<int>(gate.size());
+            return changed_copy(gate,
+                                [&](float* out) { kernels_for(isa).gate(activation, out, up.data(), n, out); });
         },
         py::arg("isa"), py::arg("act"), py::arg("gate"), py::arg("up"));
     m.def(
         "softcap",
         [](const std::string& isa, const Floats& x, float cap) {
-            Floats out = copy_of(x);
-            kernels_for(isa).softcap(out.mutable_data(), static_cast<int>(x.size()), cap);
-            return out;
+            const int n = static_cast<int>(x.size());
+            return changed_copy(x, [&](float* out) { kernels_for(isa).softcap(out, n, cap); });
         },
         py::arg("isa"), py::arg("x"), py::arg("cap"));
     m.def(
         "rope",
         [](const std::string& isa, const Floats& x, const Floats& cosines, const Floats& sines, bool neox) {
-            Floats out = copy_of(x);
-            kernels_for(isa).rope(out.mutable_data(), cosines.data(), sines.data(), static_cast<int>(x.size()), neox);
-            return out;
+            const int n = static_cast<int>(x.size());
+            check<std::invalid_argument>(n % 2 == 0, "x has ", n, " numbers, expected an even count");
+            check_size("cosines", cosines, n / 2);
+            check_size("sines", sines, n / 2);
+            return changed_copy(
+                x, [&](float* out) { kernels_for(isa).rope(out, cosines.data(), sines.data(), n, neox); });
         },
         py::arg("isa"), py::arg("x"), py::arg("cosines"), py::arg("sines"), py::arg("neox"));
     m.def("attention", attention, py::arg("isa"), py::arg("kv_type"), py::arg("keys"), py::arg("values"),

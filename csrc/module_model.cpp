@@ -79,6 +79,8 @@ py::tuple select_row(const Context& context, int output, int k, const Ids& bias_
 }  // namespace
 
 void register_model(py::module_& m) {
+    m.attr("KV_SLACK") = Context::kSlack;
+
     py::class_<ModelFacts>(m, "ModelFacts",
                            "What a GGUF file announces of its model, from its metadata and tensor table alone.")
         .def(py::init<const std::string&, uint64_t, uint64_t>(), "path"_a, "offset"_a = 0, "length"_a = 0,

@@ -54,19 +54,22 @@ void store_kv_scalar(KvType type, const KvHeadLayout& layout, int head_dim, cons
     for (int d0 = 0; d0 < head_dim; d0 += 32) {
         const int n = head_dim - d0 < 32 ? head_dim - d0 : 32;
         float inverse[2] = {1, 1};
+        bool zero[2] = {false, false};  // a scale that is not a normal number: NaN and infinity show in every product
         if (type == KvType::Q8_0)
             for (int which = 0; which < 2; ++which) {
                 const float* x = (which ? value : key) + d0;
                 float max = 0;
-                for (int i = 0; i < n; ++i) max = !(std::fabs(x[i]) <= max) ? std::fabs(x[i]) : max;  // a NaN stays
+                for (int i = 0; i < n; ++i)
+                    if (std::isnan(x[i]) || std::fabs(x[i]) > max) max = std::fabs(x[i]);  // a NaN stays
                 const float scale = max / 127;
-                inverse[which] = scale > 0 && std::isfinite(scale) ? 127 / max : 0;
+                zero[which] = !std::isnormal(scale);
+                inverse[which] = 127 / max;
                 const int at = which ? slot * (head_dim / 32) + d0 / 32 : d0 / 32 * kPageTokens + slot;
                 std::memcpy(part + (which ? layout.value_scales : layout.key_scales) + 4 * at, &scale, 4);
             }
         for (int i = d0; i < d0 + n; ++i) {
-            put(type, part + layout.keys, i * kPageTokens + slot, key[i] * inverse[0]);
-            put(type, part + layout.values, slot * head_dim + i, value[i] * inverse[1]);
+            put(type, part + layout.keys, i * kPageTokens + slot, zero[0] ? 0 : key[i] * inverse[0]);
+            put(type, part + layout.values, slot * head_dim + i, zero[1] ? 0 : value[i] * inverse[1]);
         }
     }
 }

@@ -21,14 +21,10 @@ void quantize_scalar(const float* const* x, int w, int n_cols, int8_t* q, float*
             float max;
             std::memcpy(&max, &largest, 4);
             const float scale = max / 127;
-            const bool finite = largest < 0x7f800000;
-            const float inverse = finite && max > 0 ? 127 / max : 0;
+            const bool normal = std::isnormal(scale);
             int sum[2] = {0, 0};
             for (int i = 0; i < kGroup; ++i) {
-                const float scaled = finite ? block[i] * inverse : 0;
-                const int value = static_cast<int>(std::nearbyint(scaled > 127    ? 127.f
-                                                                  : scaled < -127 ? -127.f
-                                                                                  : scaled));
+                const int value = normal ? static_cast<int>(std::nearbyint(block[i] * (127 / max))) : 0;
                 q[((g * 8 + i / 4) * w + c) * 4 + i % 4] = static_cast<int8_t>(value);
                 sum[i / 16] += value;
             }

@@ -1,1 +1,103 @@
-"""Run Gemma on your own machine."""
+"""Run Gemma on your own machine.
+
+    import gemmart
+
+    with gemmart.load("gemma-2-2b-it") as model:
+        for delta in model.stream_chat([{"role": "user", "content": "Hello!"}]):
+            print(delta.text, end="", flush=True)
+
+Errors are gemmart.errors.GemmartError and its subclasses. The package prints nothing; it logs to the logger "gemmart".
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemmart.errors import (
+        Cancelled,
+        ChecksumError,
+        ContextOverflow,
+        DeviceError,
+        DiskFull,
+        DownloadError,
+        GemmartError,
+        InternalError,
+        InvalidRequest,
+        ModelChanged,
+        ModelFormatError,
+        ModelNotFound,
+        NumericError,
+        OutOfMemory,
+        TemplateError,
+        TemplateLimit,
+        TruncatedModel,
+        UnsupportedModel,
+    )
+    from gemmart.model import Model, Session, Stream, devices, load, plan
+    from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
+    from gemmart.sampling import Sampling
+
+# Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
+_HOMES = {
+    "errors": (
+        "Cancelled ChecksumError ContextOverflow DeviceError DiskFull DownloadError GemmartError InternalError InvalidRequest "
+        "ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError TemplateLimit TruncatedModel "
+        "UnsupportedModel"
+    ),
+    "model": "Model Session Stream devices load plan",
+    "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",
+    "sampling": "Sampling",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Cancelled",
+    "ChecksumError",
+    "Completion",
+    "ContextOverflow",
+    "Delta",
+    "Device",
+    "DeviceError",
+    "DiskFull",
+    "DownloadError",
+    "GemmartError",
+    "InternalError",
+    "InvalidRequest",
+    "MemoryPlan",
+    "Model",
+    "ModelChanged",
+    "ModelFormatError",
+    "ModelInfo",
+    "ModelNotFound",
+    "NumericError",
+    "OutOfMemory",
+    "Sampling",
+    "Session",
+    "Stream",
+    "TemplateError",
+    "TemplateLimit",
+    "Timings",
+    "TokenLogprob",
+    "TruncatedModel",
+    "UnsupportedModel",
+    "Usage",
+    "devices",
+    "load",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gemmart")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gemmart' has no attribute {name!r}")
+    return getattr(import_module(f"gemmart.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

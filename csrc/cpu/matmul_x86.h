@@ -1,0 +1,492 @@
+// Matrix products on panels for the x86 ISAs, written once over a vector type V, which the ISA's file defines with its
+// intrinsics. Everything is in an unnamed namespace: each ISA compiles its own copy.
+//
+// A tile is V::kLanes rows × C columns of one column group, its sums in registers. Few columns read the packed block;
+// many read a copy in scratch, whose bytes, scales and offsets were unpacked once. Both are the same code over another
+// source, hence the same operations on each sum; between chunks of k the sums stay in `out`.
+//
+// V has
+//   kLanes; kTile, columns that the registers hold; kDirect, columns up to which unpacking does not pay;
+//   F, B: kLanes floats, kLanes × 4 bytes
+//   zero, load, load_some, store, store_some, broadcast, mul, add, fma (a · b + c), fnma (c − a · b)
+//   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
+//   low_nibble, high_nibble, with_bit4, with_bits45: to the bytes of a slot
+//   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
+//   Dot<bits>: integer sums of weights of so many bits; add(u, q, s) takes slots in order
+#pragma once
+
+#include <immintrin.h>
+
+#include <utility>
+
+#include "cpu/tables.h"
+
+#define GEMMART_INLINE __attribute__((always_inline)) inline
+
+namespace gemmart::cpu {
+namespace {
+
+using Bytes = const uint8_t*;
+
+template <int I>
+struct Index {
+    static constexpr int value = I;
+};
+
+// f(Index<0>) … f(Index<N - 1>): the indexes are constants, so that arrays of vectors stay in registers.
+template <int N, typename F>
+GEMMART_INLINE void unroll(F f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) { (f(Index<I>{}), ...); }
+    (std::make_integer_sequence<int, N>{});
+}
+
+// ---- Sources of integer weights. A block has kColumns columns; its groups come in turns of kTurn, because the place
+// of a group's bits depends on g % kTurn. `lane` is the tile's first row in the panel. kParts: scales a group.
+
+template <typename V, int N>
+struct Scales {  // weight = scale · u − offset
+    typename V::F scale[N], offset[N];
+};
+
+template <typename V>
+struct Q4_0 {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 4, kBytes = 288;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
+        const auto v = V::load_bytes(p + 32 + S % 4 * 64 + 4 * lane);
+        return S < 4 ? V::low_nibble(v) : V::high_nibble(v);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
+        out.scale[0] = V::halves(p + 2 * lane);
+        out.offset[0] = V::mul(V::set(8), out.scale[0]);
+    }
+};
+
+template <typename V>
+struct Q4_1 {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 4, kBytes = 320;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return Q4_0<V>::template slot<0, S>(p + 32, g, lane);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
+        out.scale[0] = V::halves(p + 2 * lane);
+        out.offset[0] = V::mul(V::set(-1), V::halves(p + 32 + 2 * lane));
+    }
+};
+
+template <typename V>
+struct Q5_0 {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 352;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::with_bit4(Q4_0<V>::template slot<0, S>(p + 64, g, lane), p + 32 + 8 * S + lane / 2);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
+        out.scale[0] = V::halves(p + 2 * lane);
+        out.offset[0] = V::mul(V::set(16), out.scale[0]);
+    }
+};
+
+template <typename V>
+struct Q8_0 {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 544;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
+        return V::signed_bytes(V::load_bytes(p + 32 + 64 * S + 4 * lane));
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
+        out.scale[0] = V::halves(p + 2 * lane);
+        out.offset[0] = V::mul(V::set(V::kSignedOffset), out.scale[0]);
+    }
+};
+
+template <typename V>
+struct Q4_K {
+    static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 4, kBytes = 2304;
+    template <int J, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        const auto v = V::load_bytes(p + 256 + g / 2 * 512 + S * 64 + 4 * lane);
+        return J ? V::high_nibble(v) : V::low_nibble(v);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) {
+        const auto d = V::halves(p + 2 * lane), dmin = V::halves(p + 32 + 2 * lane);
+        unroll<8>([&](auto i) __attribute__((always_inline)) {
+            constexpr int g = decltype(i)::value;
+            out.scale[g] = V::mul(d, six<g>(p + 64 + lane, p + 192 + lane));
+            out.offset[g] = V::mul(dmin, six<g>(p + 128 + lane, p + 224 + lane));
+        });
+    }
+    // scales (or minimums) of group G
+    template <int G>
+    static GEMMART_INLINE typename V::F six(Bytes lo, Bytes hi) {
+        const __m128i low = _mm_srli_epi16(V::lane_bytes(lo + G / 2 * kPanel), 4 * (G & 1));
+        const __m128i high = V::lane_bytes(hi + G / 4 * kPanel);
+        constexpr int shift = 2 * (G % 4) - 4;
+        const __m128i at_four = shift >= 0 ? _mm_srli_epi16(high, shift) : _mm_slli_epi16(high, -shift);
+        return V::from_u8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(at_four, _mm_set1_epi8(48))));
+    }
+};
+
+template <typename V>
+struct Q5_K {
+    static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 5, kBytes = 2816;
+    template <int J, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::with_bit4(Q4_K<V>::template slot<J, S>(p + 512, g, lane), p + 256 + (8 * g + S) * 8 + lane / 2);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) { Q4_K<V>::scales(p, lane, out); }
+};
+
+template <typename V>
+struct Q6_K {
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 6, kBytes = 3360;
+    template <int J, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        const auto v = V::load_bytes(p + 288 + g / 4 * 1024 + (8 * (J & 1) + S) * 64 + 4 * lane);
+        const auto high = V::load_bytes(p + 2336 + g / 4 * 512 + S * 64 + 4 * lane);
+        return V::template with_bits45<J>(J >> 1 ? V::high_nibble(v) : V::low_nibble(v), high);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 16>& out) {
+        const auto d = V::halves(p + 2 * lane);
+        for (int i = 0; i < 16; ++i) {
+            out.scale[i] = V::mul(d, V::from_s8(V::lane_bytes(p + 32 + i * kPanel + lane)));
+            out.offset[i] = V::mul(V::set(32), out.scale[i]);
+        }
+    }
+};
+
+// What unpack() leaves in scratch: a group is u [8 slots][16][4], scale [kParts][16], offset [kParts][16].
+template <typename V, typename Packed>
+struct Unpacked {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = Packed::kParts, kBits = Packed::kBits;
+    static constexpr int kBytes = 512 + 2 * kParts * kPanel * 4;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
+        return V::load_bytes(p + 64 * S + 4 * lane);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, kParts>& out) {
+        const auto* floats = reinterpret_cast<const float*>(p + 512) + lane;
+        for (int i = 0; i < kParts; ++i) {
+            out.scale[i] = V::load(floats + i * kPanel);
+            out.offset[i] = V::load(floats + (kParts + i) * kPanel);
+        }
+    }
+};
+
+template <typename V, typename Packed>
+void unpack(Bytes p, int n_blocks, uint8_t* out) {
+    constexpr int kGroups = Packed::kColumns / kGroup, kParts = Packed::kParts;
+    for (int block = 0; block < n_blocks; ++block, p += Packed::kBytes, out += kGroups * Unpacked<V, Packed>::kBytes)
+        for (int lane = 0; lane < kPanel; lane += V::kLanes) {
+            Scales<V, kGroups * kParts> scales;
+            Packed::scales(p, lane, scales);
+            for (int turn = 0; turn < kGroups; turn += Packed::kTurn)
+                unroll<Packed::kTurn>([&](auto j) __attribute__((always_inline)) {
+                    constexpr int J = decltype(j)::value;
+                    uint8_t* to = out + (turn + J) * Unpacked<V, Packed>::kBytes;
+                    unroll<8>([&](auto s) __attribute__((always_inline)) {
+                        constexpr int S = decltype(s)::value;
+                        V::store_bytes(to + 64 * S + 4 * lane, Packed::template slot<J, S>(p, turn + J, lane));
+                    });
+                    auto* floats = reinterpret_cast<float*>(to + 512) + lane;
+                    for (int i = 0; i < kParts; ++i) {
+                        V::store(floats + i * kPanel, scales.scale[(turn + J) * kParts + i]);
+                        V::store(floats + (kParts + i) * kPanel, scales.offset[(turn + J) * kParts + i]);
+                    }
+                });
+        }
+}
+
+// ---- Sources of float weights: load<K % 2>(panel, k) is column k.
+
+template <typename V>
+struct F32 {
+    template <int>
+    static GEMMART_INLINE typename V::F load(Bytes p, int k, int lane) {
+        return V::load(reinterpret_cast<const float*>(p) + k * kPanel + lane);
+    }
+};
+
+template <typename V>
+struct F16 {
+    template <int>
+    static GEMMART_INLINE typename V::F load(Bytes p, int k, int lane) {
+        return V::halves(p + (k * kPanel + lane) * 2);
+    }
+};
+
+template <typename V>
+struct BF16 {
+    template <int Odd>
+    static GEMMART_INLINE typename V::F load(Bytes p, int k, int lane) {
+        return V::template bfloat16<Odd>(V::load_bytes(p + (k / 2 * kPanel + lane) * 4));
+    }
+};
+
+// ---- Tiles
+
+// P panels of `stride` bytes, of which the first `n_rows` rows exist: their sums in `out`, from zero or going on.
+struct Target {
+    float* out;
+    size_t ld;
+    int n_rows;
+    bool go_on;
+};
+
+template <typename V>
+GEMMART_INLINE typename V::F load_sum(const Target& to, int c, int row) {
+    return to.go_on ? V::load_some(to.out + c * to.ld + row, to.n_rows - row) : V::set(0);
+}
+
+template <typename V, typename Source, int W, int C>
+struct IntegerTile {
+    static constexpr int kPanels = 1;
+
+    // `at`: elements before the first column of the group and k
+    static void multiply(Bytes panel, size_t, int n_cols, const Activations& x, size_t at, int column, const Target& to,
+                         int lane) {
+        constexpr int kGroups = Source::kColumns / kGroup, kParts = Source::kParts;
+        constexpr int kChains = kParts == 1 && C <= 2 ? 2 : 1;  // one column is short of independent work
+        typename V::F sum[C];
+        unroll<C>([&](auto c) __attribute__((always_inline)) {
+            sum[decltype(c)::value] = load_sum<V>(to, decltype(c)::value, lane);
+        });
+        const int8_t* q = x.q + at + 4 * column;
+        const float* d = x.d + at / 32 + column;
+        const float* ds = (kParts == 1 ? x.ds32 + at / 32 : x.ds16 + at / 16) + column;
+        for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes) {
+            Scales<V, kGroups * kParts> scales;
+            Source::scales(panel, lane, scales);
+            for (int turn = 0; turn < kGroups; turn += Source::kTurn)
+                unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
+                    constexpr int J = decltype(j)::value;
+                    typename V::F t[C];
+                    unroll<kParts>([&](auto part) __attribute__((always_inline)) {
+                        constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;
+                        typename V::template Dot<Source::kBits> dot[kChains][C];
+                        unroll<kSlots>([&](auto s) __attribute__((always_inline)) {
+                            constexpr int S = decltype(s)::value;
+                            const auto u = Source::template slot<J, kPart * kSlots + S>(panel, turn + J, lane);
+                            unroll<C>([&](auto c) __attribute__((always_inline)) {
+                                constexpr int kC = decltype(c)::value;
+                                dot[S % kChains][kC].template add<S / kChains>(
+                                    u, q + (kPart * kSlots + S) * 4 * W + 4 * kC);
+                            });
+                        });
+                        const auto scale = scales.scale[(turn + J) * kParts + kPart];
+                        unroll<C>([&](auto c) __attribute__((always_inline)) {
+                            constexpr int kC = decltype(c)::value;
+                            if constexpr (kChains == 2) dot[0][kC].add(dot[1][kC]);
+                            const auto value = dot[0][kC].sum();
+                            t[kC] = kPart ? V::fma(scale, value, t[kC]) : V::mul(scale, value);
+                        });
+                    });
+                    unroll<C>([&](auto c) __attribute__((always_inline)) {
+                        constexpr int kC = decltype(c)::value;
+                        sum[kC] = V::fma(t[kC], V::broadcast(d + kC), sum[kC]);
+                        unroll<kParts>([&](auto part) __attribute__((always_inline)) {
+                            constexpr int kPart = decltype(part)::value;
+                            sum[kC] = V::fnma(scales.offset[(turn + J) * kParts + kPart],
+                                              V::broadcast(ds + kPart * W + kC), sum[kC]);
+                        });
+                    });
+                    q += kGroup * W, d += W, ds += kParts * W;
+                });
+        }
+        unroll<C>([&](auto c) __attribute__((always_inline)) {
+            constexpr int kC = decltype(c)::value;
+            V::store_some(to.out + kC * to.ld + lane, sum[kC], to.n_rows - lane);
+        });
+    }
+};
+
+template <typename V, typename Source, int W, int C>
+struct FloatTile {
+    static constexpr int kPanels = C < 4 ? 4 / C : 1;  // chains enough for the latency of a multiplication
+
+    template <int P = kPanels>
+    static void multiply(Bytes panel, size_t stride, int n_cols, const Activations& activations, size_t at, int column,
+                         const Target& to, int lane) {
+        const float* x = activations.x + at + column;
+        typename V::F sum[P][C];
+        auto each = [](auto f) __attribute__((always_inline)) {
+            unroll<P * C>([&](auto i) __attribute__((always_inline)) {
+                f(Index<decltype(i)::value / C>{}, Index<decltype(i)::value % C>{});
+            });
+        };
+        each([&](auto p, auto c) __attribute__((always_inline)) {
+            sum[p.value][c.value] = load_sum<V>(to, c.value, p.value * kPanel + lane);
+        });
+        for (int k = 0; k < n_cols; k += kGroup) {
+            typename V::F part[P][C];
+            each([&](auto p, auto c) __attribute__((always_inline)) { part[p.value][c.value] = V::set(0); });
+            for (int i = k; i < k + kGroup; i += 2)
+                unroll<2>([&](auto odd) __attribute__((always_inline)) {
+                    unroll<P>([&](auto p) __attribute__((always_inline)) {
+                        const auto w = Source::template load<odd.value>(panel + p.value * stride, i + odd.value, lane);
+                        unroll<C>([&](auto c) __attribute__((always_inline)) {
+                            part[p.value][c.value] =
+                                V::fma(w, V::broadcast(x + (i + odd.value) * W + c.value), part[p.value][c.value]);
+                        });
+                    });
+                });
+            each([&](auto p, auto c) __attribute__((always_inline)) {
+                sum[p.value][c.value] = V::add(sum[p.value][c.value], part[p.value][c.value]);
+            });
+        }
+        each([&](auto p, auto c) __attribute__((always_inline)) {
+            const int row = p.value * kPanel + lane;
+            V::store_some(to.out + c.value * to.ld + row, sum[p.value][c.value], to.n_rows - row);
+        });
+    }
+};
+
+// ---- Drivers
+
+// Columns [k0, k0 + n_cols) of consecutive panels, which stand at `panels` and belong to rows from `row`, times all
+// columns of x.
+struct Span {
+    Bytes panels;
+    size_t stride;
+    int n_panels, row, n_rows, k0, n_cols;
+};
+
+template <typename V, template <typename, typename, int, int> typename Tile, typename Source, int W>
+void multiply_group(const Span& w, const Activations& x, int begin, float* out, size_t ld_out) {
+    constexpr int C = W < V::kTile ? W : V::kTile;
+    using T = Tile<V, Source, W, C>;
+    for (int c = 0; c < W; c += C) {
+        const size_t at = static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(w.k0) * W;
+        for (int panel = 0; panel < w.n_panels;) {
+            const Bytes p = w.panels + panel * w.stride;
+            const int row = w.row + panel * kPanel;
+            const Target to{out + (begin + c) * ld_out + row, ld_out, w.n_rows - row, w.k0 > 0};
+            const bool whole = w.n_panels - panel >= T::kPanels;
+            for (int lane = 0; lane < kPanel; lane += V::kLanes) {
+                if constexpr (T::kPanels == 1)
+                    T::multiply(p, w.stride, w.n_cols, x, at, c, to, lane);
+                else if (whole)
+                    T::multiply(p, w.stride, w.n_cols, x, at, c, to, lane);
+                else
+                    T::template multiply<1>(p, w.stride, w.n_cols, x, at, c, to, lane);
+            }
+            panel += whole ? T::kPanels : 1;
+        }
+    }
+}
+
+template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
+void multiply(const Span& w, const Activations& x, float* out, size_t ld_out) {
+    for (int begin = 0, width; begin < x.n_tokens; begin += width) {
+        width = column_group_width(x.n_tokens - begin);
+        auto* group = width == 8   ? multiply_group<V, Tile, Source, 8>
+                      : width == 4 ? multiply_group<V, Tile, Source, 4>
+                      : width == 2 ? multiply_group<V, Tile, Source, 2>
+                                   : multiply_group<V, Tile, Source, 1>;
+        group(w, x, begin, out, ld_out);
+    }
+}
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+template <typename V, typename Packed>
+void matmul_integer(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                    std::byte* scratch) {
+    const auto* data = reinterpret_cast<Bytes>(w.data);
+    if (x.n_tokens <= V::kDirect) {
+        for (int panel = panel_begin; panel < panel_end; ++panel)
+            multiply<V, IntegerTile, Packed>(
+                {data + panel * w.stride, w.stride, 1, panel * kPanel, w.n_rows, 0, w.n_cols}, x, out, ld_out);
+        return;
+    }
+    // A chunk of activations, 8 × 2048 bytes, stays in L1 while the panels of a span pass it from half of the scratch.
+    using Source = Unpacked<V, Packed>;
+    constexpr int kChunk = 2048, kStride = kChunk / kGroup * Source::kBytes;
+    constexpr int kPanels = static_cast<int>(kScratchBytes) / 2 / kStride;
+    auto* unpacked = reinterpret_cast<uint8_t*>(scratch);
+    for (int panel = panel_begin; panel < panel_end; panel += kPanels) {
+        const int n_panels = least(kPanels, panel_end - panel);
+        for (int k = 0; k < w.n_cols; k += kChunk) {
+            const int n_cols = least(kChunk, w.n_cols - k);
+            for (int i = 0; i < n_panels; ++i)
+                unpack<V, Packed>(data + (panel + i) * w.stride + k / Packed::kColumns * Packed::kBytes,
+                                  n_cols / Packed::kColumns, unpacked + i * kStride);
+            multiply<V, IntegerTile, Source>({unpacked, kStride, n_panels, panel * kPanel, w.n_rows, k, n_cols}, x, out,
+                                             ld_out);
+        }
+    }
+}
+
+constexpr int kFloatPanels = 4, kFloatChunk = 1024;  // 256 KiB of float32
+
+template <typename V, typename Source>
+void matmul_float(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                  std::byte*) {
+    const int column_bytes = static_cast<int>(w.stride / w.n_cols);
+    const int chunk = x.n_tokens > kMaxWidth ? kFloatChunk : w.n_cols;
+    for (int panel = panel_begin; panel < panel_end; panel += kFloatPanels)
+        for (int k = 0; k < w.n_cols; k += chunk)
+            multiply<V, FloatTile, Source>(
+                {reinterpret_cast<Bytes>(w.data) + panel * w.stride + k * column_bytes, w.stride,
+                 least(kFloatPanels, panel_end - panel), panel * kPanel, w.n_rows, k, least(chunk, w.n_cols - k)},
+                x, out, ld_out);
+}
+
+// out [n_cols][16] <- 4 rows [n_cols] of `stride` floats
+inline void transpose_rows(const float* rows, int stride, int n_cols, float* out) {
+    for (int k = 0; k < n_cols; k += 4) {
+        __m128 a = _mm_loadu_ps(rows + k), b = _mm_loadu_ps(rows + stride + k);
+        __m128 c = _mm_loadu_ps(rows + 2 * stride + k), d = _mm_loadu_ps(rows + 3 * stride + k);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(out + k * kPanel, a), _mm_storeu_ps(out + (k + 1) * kPanel, b);
+        _mm_storeu_ps(out + (k + 2) * kPanel, c), _mm_storeu_ps(out + (k + 3) * kPanel, d);
+    }
+}
+
+// Rows as in the file: decoded to F32 panels, once for all columns of x.
+template <typename V>
+void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                 std::byte* scratch) {
+    const FormatInfo& format = format_of(w.dtype);
+    auto* panels = reinterpret_cast<float*>(scratch);
+    constexpr int kStride = kFloatChunk * kPanel;
+    float* rows = panels + kFloatPanels * kStride;  // 4 rows of a chunk
+    for (int panel = panel_begin; panel < panel_end; panel += kFloatPanels) {
+        const int n_panels = least(kFloatPanels, panel_end - panel);
+        for (int k = 0; k < w.n_cols; k += kFloatChunk) {
+            const int n_cols = least(kFloatChunk, w.n_cols - k);
+            const size_t at = static_cast<size_t>(k / format.block_size) * format.block_bytes;
+            for (int i = 0; i < n_panels * kPanel; i += 4) {
+                for (int r = 0; r < 4; ++r) {  // rows beyond the last one are decoded again and not stored
+                    const int row = least(panel * kPanel + i + r, w.n_rows - 1);
+                    format.decode(w.data + row * w.stride + at, rows + r * n_cols, n_cols);
+                }
+                transpose_rows(rows, n_cols, n_cols, panels + i / kPanel * kStride + i % kPanel);
+            }
+            multiply<V, FloatTile, F32<V>>({reinterpret_cast<Bytes>(panels), kStride * sizeof(float), n_panels,
+                                            panel * kPanel, w.n_rows, k, n_cols},
+                                           x, out, ld_out);
+        }
+    }
+}
+
+template <typename V>
+void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                std::byte* scratch) {
+    auto* multiply = !w.packed                ? matmul_rows<V>
+                     : w.dtype == DType::Q4_0 ? matmul_integer<V, Q4_0<V>>
+                     : w.dtype == DType::Q4_1 ? matmul_integer<V, Q4_1<V>>
+                     : w.dtype == DType::Q5_0 ? matmul_integer<V, Q5_0<V>>
+                     : w.dtype == DType::Q8_0 ? matmul_integer<V, Q8_0<V>>
+                     : w.dtype == DType::Q4_K ? matmul_integer<V, Q4_K<V>>
+                     : w.dtype == DType::Q5_K ? matmul_integer<V, Q5_K<V>>
+                     : w.dtype == DType::Q6_K ? matmul_integer<V, Q6_K<V>>
+                     : w.dtype == DType::F32  ? matmul_float<V, F32<V>>
+                     : w.dtype == DType::F16  ? matmul_float<V, F16<V>>
+                                              : matmul_float<V, BF16<V>>;
+    multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
+}
+
+}  // namespace
+}  // namespace gemmart::cpu

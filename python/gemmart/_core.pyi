@@ -1,0 +1,139 @@
+"""The C++ core: the border as a contract. Shapes, dtypes and errors are in each docstring of the module itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+version: str
+KV_PAGE_TOKENS: int
+KV_SLACK: int
+
+# Files (module_gguf.cpp)
+
+def formats() -> list[tuple[str, int, int, int]]: ...  # name, GGUF type id, weights a block, bytes a block
+def decode(format_name: str, data: Any) -> NDArray[np.float32]: ...
+
+class Gguf:
+    def __init__(self, path: str, offset: int = 0, length: int = 0) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    def __contains__(self, key: str) -> bool: ...
+    def keys(self) -> list[str]: ...
+    def type_of(self, key: str) -> str: ...
+    def get(self, key: str) -> Any: ...
+    def strings(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]: ...
+    def tensors(self) -> list[tuple[str, str, tuple[int, ...], int, int]]: ...  # name, format, shape, offset, bytes
+    def check_unchanged(self) -> None: ...
+
+# Keys and values (module_kv.cpp)
+
+def kv_head_layout(kv_type: str, head_dim: int) -> dict[str, int]: ...
+
+class KvCache:
+    def __init__(
+        self, *, layers: Sequence[tuple[int, int, int]], kv_type: str, n_tokens: int, n_sequences: int, slack: int
+    ) -> None: ...
+    def new_sequence(self) -> int: ...
+    def fork(self, seq: int, upto: int) -> int: ...
+    def trim(self, seq: int, upto: int) -> int: ...
+    def match_prefix(self, ids: NDArray[np.int32], salt: int = 0) -> tuple[int, int]: ...  # sequence, length
+    def free(self, seq: int) -> None: ...
+    def reserve(self, seq: int, n: int) -> None: ...
+    def commit(self, seq: int, ids: NDArray[np.int32]) -> None: ...
+    def can_hold(self, seqs: Sequence[int], counts: Sequence[int]) -> bool: ...
+    def drop_cached(self) -> None: ...
+    def length(self, seq: int) -> int: ...
+    def is_open(self, seq: int) -> bool: ...
+    def pages(self, seq: int, group: str) -> NDArray[np.int32]: ...  # group: global or windowed
+    def page_view(self, layer: int, page: int) -> NDArray[np.uint8]: ...
+    def stats(self) -> dict[str, Any]: ...  # global, windowed: {n_pages, n_free, n_cached, page_bytes}; n_sequences
+
+# Models (module_model.cpp)
+
+class ModelFacts:
+    def __init__(self, path: str, offset: int = 0, length: int = 0) -> None: ...
+    def info(self) -> dict[str, Any]: ...
+    def memory_need(
+        self, *, n_threads: int, n_batch: int, n_kv_tokens: int, n_sequences: int, kv_type: str
+    ) -> dict[str, int]: ...  # weights, buffers, kv
+
+class Model:
+    def __init__(self, facts: ModelFacts, *, n_threads: int, n_batch: int) -> None: ...
+    @property
+    def isa(self) -> str: ...
+
+class Context:
+    def __init__(self, model: Model, *, n_kv_tokens: int, n_sequences: int, kv_type: str) -> None: ...
+    def forward(
+        self, tokens: NDArray[np.int32], runs: Sequence[tuple[int, int]], outputs: Sequence[int]
+    ) -> list[bool]: ...
+    def logits(self) -> NDArray[np.float32]: ...  # [n_outputs, n_vocab]
+    def row(self, output: int) -> NDArray[np.float32]: ...  # [n_vocab]
+    def select(
+        self,
+        output: int,
+        k: int,
+        *,
+        bias_ids: NDArray[np.int32] = ...,
+        bias: NDArray[np.float32] = ...,
+        recent: NDArray[np.int32] = ...,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]: ...  # ids, logits, logsumexp
+    @property
+    def kv(self) -> KvCache: ...
+
+# Kernels (module_kernels.cpp): a submodule; isa "" is the best one, or GEMMART_ISA
+
+class kernels:
+    @staticmethod
+    def isas() -> list[tuple[str, bool, bool, str]]: ...  # name, built, usable, why not; weakest first
+    @staticmethod
+    def running_isa(isa: str = "") -> str: ...
+    @staticmethod
+    def has_panels(format: str) -> bool: ...
+    @staticmethod
+    def matmul(
+        isa: str,
+        format: str,
+        weights: NDArray[np.uint8],
+        x: NDArray[np.float32],
+        *,
+        packed: bool = True,
+        panels: Sequence[int] = (),
+    ) -> NDArray[np.float32]: ...
+    @staticmethod
+    def quantize(isa: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]: ...
+    @staticmethod
+    def rms_norm(
+        isa: str, x: NDArray[np.float32], weight: NDArray[np.float32], eps: float
+    ) -> NDArray[np.float32]: ...
+    @staticmethod
+    def add(isa: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    @staticmethod
+    def scale(isa: str, x: NDArray[np.float32], s: float) -> NDArray[np.float32]: ...
+    @staticmethod
+    def gate(isa: str, act: str, gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    @staticmethod
+    def softcap(isa: str, x: NDArray[np.float32], cap: float) -> NDArray[np.float32]: ...
+    @staticmethod
+    def rope(
+        isa: str, x: NDArray[np.float32], cosines: NDArray[np.float32], sines: NDArray[np.float32], neox: bool
+    ) -> NDArray[np.float32]: ...
+    @staticmethod
+    def attention(
+        isa: str,
+        kv_type: str,
+        keys: NDArray[np.float32],
+        values: NDArray[np.float32],
+        queries: NDArray[np.float32],
+        positions: Sequence[int],
+        *,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> NDArray[np.float32]: ...

@@ -1,0 +1,315 @@
+"""The loop that computes: it admits requests, makes a batch, runs it, samples and hands out tokens.
+
+One thread runs it; any thread may submit and cancel. Each step is all sequences that decode, one row each, and as much of the waiting
+prompts as the batch still holds, shared fairly. What a sequence says does not depend on its company: the core's results are the same
+bits in every batch, and draws depend on seed and position alone.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmart import _core
+from gemmart.errors import Cancelled, ContextOverflow, InvalidRequest, NumericError
+from gemmart.results import Completion, Delta, Timings, TokenLogprob, Usage
+from gemmart.sampling import Sampling, StopStrings, choose, logprobs, needed_candidates
+from gemmart.tokenizer import StreamDecoder, Tokenizer
+
+LOGIT_BYTES = 256 << 20
+"""Most bytes of logits that one step keeps, where a request wants them all."""
+
+Event = Delta | Completion | NDArray[np.float32] | Exception
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What to compute, and where its events go: deltas (or arrays of logits), then a Completion or an exception."""
+
+    prompt: Sequence[int]
+    sampling: Sampling  # every field set
+    seed: int
+    max_tokens: int  # how many may be generated
+    stops: tuple[str, ...] = ()
+    n_logprobs: int | None = None
+    ignore_stop_tokens: bool = False
+    all_logits: bool = False  # logits of every prompt token instead of an answer
+    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    cancelled: bool = False
+    submitted: float = field(default_factory=time.monotonic)
+
+
+class Engine:
+    """Continuous batching over one core context. `n_ctx`: most tokens of a sequence; `n_batch`: rows of a step."""
+
+    def __init__(self, context: _core.Context, tokenizer: Tokenizer, *, n_ctx: int, n_batch: int, window: int) -> None:
+        self._context = context
+        self._kv = context.kv
+        self._tokenizer = tokenizer
+        self.n_ctx = n_ctx
+        self._n_batch = n_batch
+        # Pages that a sequence can hold at once of the windowed layers: what they see, what a rewind needs, what a step adds.
+        self._window_pages = _pages(window + _core.KV_SLACK + n_batch) + 2
+        self._inbox: deque[Request] = deque()
+        self._active: list[_Sequence] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._n_steps = 0
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._loop, name="gemmart-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises ContextOverflow, InvalidRequest."""
+        n = len(request.prompt)
+        if n == 0:
+            raise InvalidRequest("prompt: is empty; at least one token is needed")
+        if n + (1 if request.max_tokens else 0) > self.n_ctx:
+            raise ContextOverflow(n, self.n_ctx)
+        with self._wake:
+            self._check_usable()
+            self._inbox.append(request)
+            self._wake.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request; its Completion says "cancelled". What has ended already stays as it is."""
+        with self._wake:
+            request.cancelled = True
+            self._wake.notify()
+
+    def close(self) -> None:
+        """End the loop; requests under way fail with Cancelled."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if os.getpid() == self._pid:
+            self._thread.join()
+
+    def _check_usable(self) -> None:
+        if self._closing:
+            raise InvalidRequest("model: it is closed")
+        if os.getpid() != self._pid:
+            raise InvalidRequest("model: it was loaded before a fork; load it in the process that uses it")
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._closing or self._inbox or self._active):
+                    self._wake.wait()
+                if self._closing:
+                    break
+                self._admit()
+            try:
+                self._step()
+            except Exception as error:
+                # The step's batch is lost, with its sequences; the engine lives.
+                for sequence in self._active:
+                    sequence.fail(error)
+                self._remove_finished()
+        for sequence in self._active:
+            sequence.fail(Cancelled("the model was closed"))
+        self._remove_finished()
+        for request in self._inbox:
+            request.events.put(Cancelled("the model was closed"))
+
+    def _admit(self) -> None:
+        """Take requests from the inbox, in order, while every admitted sequence can grow to its full length."""
+        stats = self._kv.stats()
+        while self._inbox:
+            request = self._inbox[0]
+            if not request.cancelled:
+                wanted = [s.pages for s in self._active] + [_pages(len(request.prompt) + request.max_tokens)]
+                fits = sum(wanted) <= stats["global"]["n_pages"] or not stats["global"]["n_pages"]
+                windowed = sum(min(n, self._window_pages) for n in wanted)
+                fits &= windowed <= stats["windowed"]["n_pages"] or not stats["windowed"]["n_pages"]
+                if self._active and not fits:
+                    return
+            self._inbox.popleft()
+            self._active.append(_Sequence(request, self._kv, self._tokenizer))
+
+    def _step(self) -> None:
+        for sequence in self._active:
+            if sequence.request.cancelled:
+                sequence.finish("cancelled")
+        self._remove_finished()
+        batch = self._make_batch()
+        if not batch:
+            return
+        rows: list[tuple[_Sequence, int]] = []  # (sequence, row) that want logits
+        tokens: list[int] = []
+        for sequence, n in batch:
+            first = len(tokens)
+            tokens += sequence.pending[:n]
+            if sequence.request.all_logits:
+                rows += [(sequence, first + i) for i in range(n)]
+            elif n == len(sequence.pending):
+                rows.append((sequence, len(tokens) - 1))
+            sequence.started = sequence.started or time.monotonic()
+        finite = self._context.forward(
+            np.array(tokens, np.int32), [(s.id, n) for s, n in batch], [row for _, row in rows]
+        )
+        self._n_steps += 1
+        for sequence, n in batch:
+            del sequence.pending[:n]
+            sequence.last_step = self._n_steps
+        wants_all: dict[_Sequence, list[int]] = {}
+        for output, ((sequence, _), good) in enumerate(zip(rows, finite, strict=True)):
+            if sequence.finished:
+                continue
+            if not good:
+                sequence.fail(
+                    NumericError("the logits are not finite: a weight of the model is NaN or infinite, or too large")
+                )
+            elif sequence.request.all_logits:
+                wants_all.setdefault(sequence, []).append(output)
+            else:
+                sequence.sample(self._context, output)
+        for sequence, outputs in wants_all.items():
+            sequence.request.events.put(np.stack([self._context.row(i) for i in outputs]))
+            if not sequence.pending:
+                sequence.finish("stop")
+        self._remove_finished()
+
+    def _make_batch(self) -> list[tuple[_Sequence, int]]:
+        """(sequence, number of its pending tokens): all that decode, then prompts in equal shares of the rest."""
+        self._active.sort(key=lambda s: s.last_step)  # whoever waited longest comes first
+        batch = [(s, 1) for s in self._active if len(s.pending) == 1][: self._n_batch]
+        room = self._n_batch - len(batch)
+        prompts = [s for s in self._active if len(s.pending) > 1]
+        logit_rows = max(1, LOGIT_BYTES // (4 * self._tokenizer.n_tokens))
+        for i, sequence in enumerate(prompts):
+            n = min(len(sequence.pending), -(-room // (len(prompts) - i)))
+            if sequence.request.all_logits:
+                n = min(n, logit_rows)
+                logit_rows -= n
+            if n > 0:
+                batch.append((sequence, n))
+                room -= n
+        return batch
+
+    def _remove_finished(self) -> None:
+        for sequence in self._active:
+            if sequence.finished:
+                self._kv.free(sequence.id)
+        self._active = [s for s in self._active if not s.finished]
+
+
+class _Sequence:
+    """A request under way."""
+
+    def __init__(self, request: Request, kv: _core.KvCache, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self._tokenizer = tokenizer
+        prompt = np.array(request.prompt, np.int32)
+        if request.all_logits:  # a stored prefix has keys and values, but no logits
+            self.id, self.n_cached = kv.new_sequence(), 0
+        else:
+            self.id, self.n_cached = kv.match_prefix(prompt)
+        self.pages = _pages(len(prompt) + request.max_tokens)
+        self.pending: list[int] = [int(i) for i in prompt[self.n_cached :]]
+        self.tokens: list[int] = []
+        self.finished = False
+        self.started = 0.0
+        self.last_step = 0
+        self._first = self._last = 0.0
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._decoder: StreamDecoder = tokenizer.decoder(start=False)
+        self._stops = StopStrings(request.stops)
+        if request.max_tokens == 0 and not request.all_logits:
+            self.finish("length")
+
+    def sample(self, context: _core.Context, output: int) -> None:
+        """Choose the next token from one row of logits and hand it out."""
+        self._last = time.monotonic()
+        self._first = self._first or self._last
+        request = self.request
+        token = self._choose(context, output)
+        self.tokens.append(token)
+        if token in self._tokenizer.stop_ids and not request.ignore_stop_tokens:
+            self.finish("stop")
+            return
+        logprob: tuple[TokenLogprob, ...] | None = None
+        if request.n_logprobs is not None:
+            chosen, top = logprobs(context.row(output), token, request.n_logprobs)
+            logprob = (TokenLogprob(token, self._tokenizer.piece(token), chosen, tuple(top)),)
+            self._logprobs += logprob
+        text, stopped = self._stops.push(self._decoder.push(token))
+        self._text.append(text)
+        request.events.put(Delta(text, (token,), logprob))
+        if stopped:
+            self._finish("stop")
+        elif len(self.tokens) == request.max_tokens:
+            self.finish("length")
+        else:
+            self.pending = [token]
+
+    def _choose(self, context: _core.Context, output: int) -> int:
+        request, sampling = self.request, self.request.sampling
+        bias = dict(sampling.logit_bias or {})
+        if request.ignore_stop_tokens:
+            bias |= dict.fromkeys(self._tokenizer.stop_ids, -np.inf)
+        n_recent = sampling.repeat_last_n or 0
+        recent = [*request.prompt, *self.tokens][-n_recent:] if n_recent else []
+        k = needed_candidates(sampling, self._tokenizer.n_tokens)
+        while True:
+            ids, logits, logsumexp = context.select(
+                output,
+                k,
+                bias_ids=np.array(list(bias), np.int32),
+                bias=np.array(list(bias.values()), np.float32),
+                recent=np.array(recent, np.int32),
+                repeat_penalty=sampling.repeat_penalty,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+            )
+            position = len(request.prompt) + len(self.tokens)
+            index = choose(ids, logits, logsumexp, sampling, request.seed, position)
+            if index is not None:
+                return int(ids[index])
+            k = min(8 * k, self._tokenizer.n_tokens)
+
+    def finish(self, reason: str) -> None:
+        """End with what the decoder and the stop strings still hold back."""
+        if self.finished:
+            return
+        text = self._stops.push(self._decoder.finish())[0] + self._stops.finish()
+        if text:
+            self._text.append(text)
+            self.request.events.put(Delta(text, ()))
+        self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        request, now = self.request, time.monotonic()
+        started, first = self.started or now, self._first or now
+        self._end(
+            Completion(
+                text="".join(self._text),
+                tokens=tuple(self.tokens),
+                finish_reason=reason,
+                usage=Usage(len(request.prompt), len(self.tokens), self.n_cached),
+                timings=Timings(started - request.submitted, first - started, max(0.0, self._last - first)),
+                seed=request.seed,
+                logprobs=tuple(self._logprobs) if request.n_logprobs is not None else None,
+            )
+        )
+
+    def fail(self, error: Exception) -> None:
+        self._end(error)
+
+    def _end(self, event: Completion | Exception) -> None:
+        if not self.finished:
+            self.finished = True
+            self.request.events.put(event)
+
+
+def _pages(n_tokens: int) -> int:
+    return -(-n_tokens // _core.KV_PAGE_TOKENS)

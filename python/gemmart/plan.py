@@ -1,0 +1,82 @@
+"""What a model will take in memory, before it takes it."""
+
+from __future__ import annotations
+
+import logging
+
+from gemmart import _core
+from gemmart.errors import DeviceError, InvalidRequest, OutOfMemory
+from gemmart.machine import available_memory, usable_cores
+from gemmart.results import MemoryPlan
+
+log = logging.getLogger("gemmart")
+
+KV_TYPES = ("f16", "bf16", "f32", "q8_0")
+
+
+def check_device(gpu: str, ngl: str | int, device: str | None) -> None:
+    """This release computes on the CPU: whoever asks for a GPU by name is told so."""
+    if gpu in ("auto", "none") and ngl in ("auto", 0) and device in (None, "cpu"):
+        return
+    raise DeviceError(
+        f"gpu={gpu!r}, ngl={ngl!r}, device={device!r}: this release of gemmart has no GPU module and computes on the CPU; "
+        "leave them at 'auto', or gpu='none'"
+    )
+
+
+def make_plan(
+    facts: _core.ModelFacts, *, ctx: int | None, parallel: int, batch: int, threads: int | None, kv_type: str
+) -> MemoryPlan:
+    """The plan for a model file with these options.
+
+    ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped, with a warning.
+    Raises InvalidRequest naming the option."""
+    for name, value, limit in (("parallel", parallel, 1024), ("batch", batch, 65536), ("threads", threads, 1024)):
+        if value is not None and not 1 <= value <= limit:
+            raise InvalidRequest(f"{name}: {value} is outside 1 to {limit}")
+    if kv_type not in KV_TYPES:
+        raise InvalidRequest(f"kv_type: {kv_type!r} is unknown; {', '.join(KV_TYPES)} are known")
+    trained = facts.info()["n_ctx_train"]
+    if ctx is not None and ctx < 1:
+        raise InvalidRequest(f"ctx: {ctx} is less than 1")
+    if ctx is not None and ctx > trained:
+        log.warning("ctx: %d is more than the %d tokens that the model was trained on; using %d", ctx, trained, trained)
+    n_threads = threads or usable_cores()
+    available = available_memory()
+
+    def plan_for(n_ctx: int) -> MemoryPlan:
+        need = facts.memory_need(
+            n_threads=n_threads, n_batch=batch, n_kv_tokens=n_ctx * parallel, n_sequences=parallel, kv_type=kv_type
+        )
+        return MemoryPlan(
+            ctx=n_ctx,
+            parallel=parallel,
+            batch=batch,
+            threads=n_threads,
+            kv_type=kv_type,
+            weight_bytes=need["weights"],
+            buffer_bytes=need["buffers"],
+            kv_bytes=need["kv"],
+            available_bytes=available,
+        )
+
+    plan = plan_for(min(ctx or trained, trained))
+    if ctx is None:
+        while not plan.fits and plan.ctx > 2048:
+            plan = plan_for(1 << ((plan.ctx - 1).bit_length() - 1))
+        if plan.ctx < trained:
+            log.warning("ctx: %d instead of the trained %d tokens, which do not fit into memory", plan.ctx, trained)
+    return plan
+
+
+def check_fits(plan: MemoryPlan, path: str) -> None:
+    """Raises OutOfMemory with the numbers where the plan does not fit."""
+    if not plan.fits:
+        mib = [
+            round(n / 2**20)
+            for n in (plan.total_bytes, plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.available_bytes)
+        ]
+        raise OutOfMemory(
+            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), but "
+            f"{mib[4]} MiB are available; choose a smaller ctx, kv_type='q8_0', or a smaller file"
+        )
