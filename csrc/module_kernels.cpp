@@ -287,8 +287,7 @@ void register_kernels(py::module_& parent) {
             check_size("up", up, gate.size());
             const Activation activation = act == "gelu" ? Activation::Gelu : Activation::Silu;
             const int n = static_cast<int>(gate.size());
-            return changed_copy(gate,
-                                [&](float* out) { kernels_for(isa).gate(activation, out, up.data(), n, out); });
+            return changed_copy(gate, [&](float* out) { kernels_for(isa).gate(activation, out, up.data(), n, out); });
         },
         py::arg("isa"), py::arg("act"), py::arg("gate"), py::arg("up"));
     m.def(
@@ -305,8 +304,8 @@ void register_kernels(py::module_& parent) {
             check<std::invalid_argument>(n % 2 == 0, "x has ", n, " numbers, expected an even count");
             check_size("cosines", cosines, n / 2);
             check_size("sines", sines, n / 2);
-            return changed_copy(
-                x, [&](float* out) { kernels_for(isa).rope(out, cosines.data(), sines.data(), n, neox); });
+            return changed_copy(x,
+                                [&](float* out) { kernels_for(isa).rope(out, cosines.data(), sines.data(), n, neox); });
         },
         py::arg("isa"), py::arg("x"), py::arg("cosines"), py::arg("sines"), py::arg("neox"));
     m.def("attention", attention, py::arg("isa"), py::arg("kv_type"), py::arg("keys"), py::arg("values"),

@@ -14,7 +14,7 @@
 namespace gemmart::cpu {
 namespace {
 
-constexpr int kPasses = 8;
+constexpr size_t kBytesInAll = size_t{4} << 30;  // of all passes: some tenths of a second
 
 typedef uint64_t Line __attribute__((vector_size(64)));
 
@@ -47,13 +47,12 @@ double read_bandwidth(size_t n_bytes, int n_threads) {
     std::vector<uint64_t> results(n_threads);
     ThreadPool pool(n_threads);
     // Pages that were never written are all the same page of zeros.
-    pool.run([&](int i) {
-        std::memset(const_cast<Line*>(lines + i * n_lines), i + 1, n_lines * sizeof(Line));
-    });
+    pool.run([&](int i) { std::memset(const_cast<Line*>(lines + i * n_lines), i + 1, n_lines * sizeof(Line)); });
     const std::function<void(int)> read = [&](int i) { results[i] ^= read_all(lines + i * n_lines, n_lines); };
     pool.run(read);
+    const size_t n_passes = std::clamp<size_t>(kBytesInAll / n_read, 4, 4096);
     double best = 0;
-    for (int pass = 0; pass < kPasses; ++pass) {
+    for (size_t pass = 0; pass < n_passes; ++pass) {
         const auto begin = std::chrono::steady_clock::now();
         pool.run(read);
         const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,8 +39,13 @@ def measure(
     Raises InvalidRequest where the model's context is too short for that.
     """
     source = sources.resolve(ref, offline=offline, progress=progress, notice=notice)
-    file = _core.Gguf(source.path, source.offset, source.length)
+    place = (str(source.path), source.offset, source.length)
     ctx = max(prompt, decode + 1) + 1
+    trained = _core.ModelFacts(*place).info()["n_ctx_train"]
+    if ctx > trained:
+        raise InvalidRequest(
+            f"--prompt {prompt}, --decode {decode}: need a context of {ctx} tokens, but {source.name} has {trained}"
+        )
     began = time.perf_counter()
     with gemmart.load(
         ref,
@@ -53,34 +58,30 @@ def measure(
         notice=notice,
     ) as model:
         load_s = time.perf_counter() - began
-        if model.ctx < ctx:
-            raise InvalidRequest(
-                f"--prompt {prompt}, --decode {decode}: need a context of {ctx} tokens, but {source.name} has {model.ctx}"
-            )
-        prompts = _prompts(model.info.n_vocab)
-        model.generate(next(prompts)(1), GREEDY, max_tokens=1, ignore_eos=True)
+        prompts = _Prompts(model.info.n_vocab)
+        model.generate(prompts(1), GREEDY, max_tokens=1, ignore_eos=True)
         first_token_s = time.perf_counter() - began
 
         prefills, decodes = [], []
         for i in range(repeat):
             progress("measuring", 2 * i, 2 * repeat)
-            read = model.generate(next(prompts)(prompt), GREEDY, max_tokens=1, ignore_eos=True)
+            read = model.generate(prompts(prompt), GREEDY, max_tokens=1, ignore_eos=True)
             prefills.append(read.timings.prompt_tokens_per_s(read.usage))
             progress("measuring", 2 * i + 1, 2 * repeat)
-            written = model.generate(next(prompts)(1), GREEDY, max_tokens=decode + 1, ignore_eos=True)
+            written = model.generate(prompts(1), GREEDY, max_tokens=decode + 1, ignore_eos=True)
             decodes.append(written.timings.tokens_per_s(written.usage))
         progress("measuring", 2 * repeat, 2 * repeat)
         peak_mib = _peak_mib()
-        threads = model.plan.threads
+        threads, isa = model.plan.threads, model.isa
 
-    token_bytes = weight_bytes_per_token(file)
+    token_bytes = weight_bytes_per_token(_core.Gguf(*place))
     least, most = BANDWIDTH_BYTES
     bandwidth = _core.kernels.read_bandwidth(min(max(token_bytes, least), most), threads)
     read_rate = median(decodes) * token_bytes
     return {
         "model": source.name,
         "cpu": cpu_name(),
-        "isa": _core.kernels.running_isa(),
+        "isa": isa,
         "threads": threads,
         "prompt_tokens": prompt,
         "decode_tokens": decode,
@@ -98,8 +99,8 @@ def measure(
 
 
 def weight_bytes_per_token(file: _core.Gguf) -> int:
-    """Bytes of all matrices that a forward pass of one token reads: of an embedding that is not also the output matrix it
-    reads a row alone, which is not counted."""
+    """Bytes of the matrices that a forward pass of one token reads whole; so not of an embedding that is not the output
+    matrix too."""
     matrices = {name: n_bytes for name, _, shape, _, n_bytes in file.tensors() if len(shape) == 2}
     if "output.weight" in matrices:
         del matrices["token_embd.weight"]
@@ -124,12 +125,16 @@ def as_text(found: dict[str, Any]) -> str:
     )
 
 
-def _prompts(n_vocab: int) -> Iterator[Callable[[int], list[int]]]:
-    """Makers of prompts of a given length, each beginning differently, so that none is in the prefix cache."""
-    start = 0
-    while True:
-        start += 1
-        yield lambda n, start=start: [(start + 7 * i) % n_vocab for i in range(n)]
+class _Prompts:
+    """Prompts of a given length, each beginning differently, so that none is in the prefix cache."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+        self._made = 0
+
+    def __call__(self, n_tokens: int) -> list[int]:
+        self._made += 1
+        return [(self._made + 7 * i) % self._n_vocab for i in range(n_tokens)]
 
 
 def _peak_mib() -> float:

@@ -1,8 +1,9 @@
-"""The chat in the terminal: a line is a turn, or on a base model a text to complete; a line that begins with / is a command."""
+"""The chat in the terminal: a line is a turn, on a base model a text to complete; one that begins with / a command."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gemmart.errors import ContextOverflow, GemmartError
@@ -29,7 +30,12 @@ class Chat:
         self._session: Session | None = model.session(system) if model.has_template else None
         self._last: Completion | None = None
         self._interactive = sys.stdin.isatty()
-        self._commands = {"/help": self._help, "/stats": self._stats, "/exit": self._exit, "/bye": self._exit}
+        self._commands: dict[str, Callable[[str], bool]] = {
+            "/help": self._help,
+            "/stats": self._stats,
+            "/exit": self._exit,
+            "/bye": self._exit,
+        }
         if self._session is not None:
             self._commands |= {"/clear": self._clear, "/undo": self._undo, "/system": self._system}
 

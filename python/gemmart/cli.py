@@ -42,7 +42,7 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
                 groups.setdefault(getattr(param, "group", "Help"), []).append(record)
         for group, records in groups.items():
             with formatter.section(group):
@@ -55,29 +55,21 @@ class Option(click.Option):
         self.group = group
 
 
-class Size(click.ParamType):
+def size(text: str) -> int:
     """A number of tokens; 8k is 8192."""
-
-    name = "tokens"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,9})([kK]?)", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a number of tokens, such as 4096 or 8k", param, ctx)
-        return int(match[1]) * (1024 if match[2] else 1)
+    match = re.fullmatch(r"(\d{1,9})([kK]?)", text)
+    if not match:
+        raise click.BadParameter(f"{text!r} is not a number of tokens, such as 4096 or 8k")
+    return int(match[1]) * (1024 if match[2] else 1)
 
 
-class TokenBias(click.ParamType):
+def token_bias(text: str) -> tuple[int, float]:
     """ID=BIAS"""
-
-    name = "id=bias"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
-        token, _, bias = str(value).partition("=")
-        try:
-            return int(token), float(bias)
-        except ValueError:
-            self.fail(f"{value!r} is not ID=BIAS, such as 106=-5", param, ctx)
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not ID=BIAS, such as 106=-5") from None
 
 
 def options(group: str, *specs: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[[F], F]:
@@ -104,15 +96,25 @@ model_options = options(
 )
 memory_options = options(
     "Computing",
-    (("-t", "--threads"), {"type": AT_LEAST_1, "help": "Threads; default: the physical cores allowed."}),
-    (("-b", "--batch"), {"type": AT_LEAST_1, "default": 512, "help": "Tokens of a prompt read at once; default 512."}),
+    (
+        ("-t", "--threads"),
+        {"type": AT_LEAST_1, "metavar": "N", "help": "Threads; default: the physical cores allowed."},
+    ),
+    (
+        ("-b", "--batch"),
+        {"type": AT_LEAST_1, "metavar": "N", "default": 512, "help": "Tokens of a prompt read at once; default 512."},
+    ),
     (("--kv-type",), {"default": "f16", "metavar": "TYPE", "help": "Keys and values: f16 (default), bf16, f32, q8_0."}),
 )
 context_options = options(
     "Context",
     (
         ("-c", "--ctx", "--ctx-size", "ctx"),
-        {"type": Size(), "help": "Tokens of context, such as 4096 or 8k; default or 0: what the model is trained for."},
+        {
+            "type": size,
+            "metavar": "N",
+            "help": "Tokens of context, such as 4096 or 8k; default or 0: what the model is trained for.",
+        },
     ),
 )
 message_options = options(
@@ -164,7 +166,7 @@ def cli(ctx: click.Context, version: bool) -> None:
     (("--cli", "raw"), flag("Complete the prompt as it stands: no chat template; control tokens in it count.")),
     (("--chat",), flag("Chat only; where stdin is no terminal, one line is one turn.")),
     (
-        ("-e/-E", "--escape/--no-escape"),
+        ("-e", "--escape/--no-escape"),
         {"default": None, "help": r"Whether \n in the prompt is a newline; default: with --cli."},
     ),
     (("--nobrowser", "--no-browser"), flag("Accepted in every mode: this release opens no browser.")),
@@ -174,19 +176,38 @@ def cli(ctx: click.Context, version: bool) -> None:
     "Sampling (defaults: the model's)",
     (
         ("-n", "--max-tokens", "--n-predict", "max_tokens"),
-        {"type": click.IntRange(min=-1), "default": -1, "help": "Most tokens of an answer; -1: until it ends."},
+        {
+            "type": click.IntRange(min=-1),
+            "metavar": "N",
+            "default": -1,
+            "help": "Most tokens of an answer; -1: until it ends.",
+        },
     ),
-    (("--temp", "temperature"), {"type": float, "help": "Temperature; 0 takes the likeliest token."}),
-    (("--top-k",), {"type": int, "help": "Choose among the K likeliest tokens; 0: all."}),
-    (("--top-p",), {"type": float, "help": "Choose among the likeliest tokens that add up to P."}),
-    (("--min-p",), {"type": float, "help": "Leave out what is less likely than P times the likeliest."}),
-    (("--typical", "typical_p"), {"type": float, "help": "Locally typical sampling; 1: off."}),
-    (("--repeat-penalty",), {"type": float, "help": "Divides the logits of recent tokens; 1: off."}),
-    (("--repeat-last-n",), {"type": int, "help": "How many tokens are recent."}),
-    (("--presence-penalty",), {"type": float, "help": "Subtracted once from each recent token."}),
-    (("--frequency-penalty",), {"type": float, "help": "Subtracted for each time a token is recent."}),
-    (("--logit-bias",), {"type": TokenBias(), "multiple": True, "help": "Add BIAS to a token's logit; repeatable."}),
-    (("-s", "--seed"), {"type": click.IntRange(min=0), "help": "Same seed, same text; default: a random one."}),
+    (("--temp", "temperature"), {"type": float, "metavar": "X", "help": "Temperature; 0 takes the likeliest token."}),
+    (("--top-k",), {"type": int, "metavar": "N", "help": "Choose among the K likeliest tokens; 0: all."}),
+    (("--top-p",), {"type": float, "metavar": "X", "help": "Choose among the likeliest tokens that add up to P."}),
+    (
+        ("--min-p",),
+        {"type": float, "metavar": "X", "help": "Leave out what is less likely than P times the likeliest."},
+    ),
+    (("--typical", "typical_p"), {"type": float, "metavar": "X", "help": "Locally typical sampling; 1: off."}),
+    (("--repeat-penalty",), {"type": float, "metavar": "X", "help": "Divides the logits of recent tokens; 1: off."}),
+    (("--repeat-last-n",), {"type": int, "metavar": "N", "help": "How many tokens are recent."}),
+    (("--presence-penalty",), {"type": float, "metavar": "X", "help": "Subtracted once from each recent token."}),
+    (("--frequency-penalty",), {"type": float, "metavar": "X", "help": "Subtracted for each time a token is recent."}),
+    (
+        ("--logit-bias",),
+        {
+            "type": token_bias,
+            "metavar": "ID=BIAS",
+            "multiple": True,
+            "help": "Add BIAS to a token's logit; repeatable.",
+        },
+    ),
+    (
+        ("-s", "--seed"),
+        {"type": click.IntRange(min=0), "metavar": "N", "help": "Same seed, same text; default: a random one."},
+    ),
     (("--stop",), {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."}),
     (("--ignore-eos",), flag("Go on where the model would end.")),
 )
@@ -197,8 +218,7 @@ def cli(ctx: click.Context, version: bool) -> None:
 )
 @json_option
 @message_options
-@click.pass_context
-def run(ctx: click.Context, arguments: tuple[str, ...], **given: Any) -> int:
+def run(arguments: tuple[str, ...], **given: Any) -> int:
     """Chat in the terminal, or answer one prompt.
 
     The prompt is an argument, -p, -f or stdin; what stands on stdin is added to the others after a blank line. A base
@@ -209,12 +229,12 @@ def run(ctx: click.Context, arguments: tuple[str, ...], **given: Any) -> int:
     messages = _messages(given)
     model_name, prompt, system = _prompt(arguments, given, messages)
     if prompt is None and given["as_json"]:
-        raise click.UsageError("--json: needs a prompt", ctx)
+        raise click.UsageError("--json: needs a prompt")
     generation = _generation(given)
     with _load(model_name, given, messages, gpu=given["gpu"]) as model:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
-            raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt", ctx)
+            raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
         if prompt is None:
             from gemmart.chat import Chat
 
@@ -226,18 +246,18 @@ def _answer(
     model: Model, prompt: str, system: str | None, generation: dict[str, Any], given: dict[str, Any], messages: Messages
 ) -> int:
     """One prompt, one answer."""
-    from gemmart.terminal import Output, speeds
+    from gemmart.terminal import Output, finish, speeds
 
     if given["raw"] or not model.has_template:
         stream = model.stream(prompt, parse_special=given["raw"], **generation)
     else:
         turns = [{"role": "system", "content": system}] if system is not None else []
         stream = model.stream_chat([*turns, {"role": "user", "content": prompt}], **generation)
-    output = Output()
     if given["as_json"]:
-        completion = Output.collect(stream)
+        completion = finish(stream, lambda text: None)
         _print_json(_as_dict(model, completion))
     else:
+        output = Output()
         completion = output.answer(stream)
         if output.is_terminal or not given["raw"]:
             output.end_line()
@@ -265,7 +285,7 @@ def _as_dict(model: Model, completion: Completion) -> dict[str, Any]:
 def _prompt(
     arguments: tuple[str, ...], given: dict[str, Any], messages: Messages
 ) -> tuple[str | None, str | None, str | None]:
-    """(model, prompt, system prompt). Without a prompt it is a chat. Raises click.UsageError for what does not go together."""
+    """(model, prompt, system prompt); without a prompt it is a chat. Raises click.UsageError for what contradicts."""
     model, rest = _model(arguments, given)
     if given["chat"] and given["raw"]:
         raise click.UsageError("--chat, --cli: only one of them")
@@ -333,8 +353,8 @@ def _generation(given: dict[str, Any]) -> dict[str, Any]:
     """The options of `Model.stream`."""
     from gemmart import Sampling
 
-    names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-    names += ("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty")
+    names = ["temperature", "top_k", "top_p", "min_p", "typical_p"]
+    names += ["repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"]
     wanted = {name: given[name] for name in names if given[name] is not None}
     if given["logit_bias"]:
         wanted["logit_bias"] = dict(given["logit_bias"])
@@ -371,7 +391,7 @@ def _load(ref: str | None, given: dict[str, Any], messages: Messages, **more: An
 @json_option
 @message_options
 def show(arguments: tuple[str, ...], template: bool, **given: Any) -> int:
-    """What a model's file says of itself: sizes, formats, context, template, tokenizer, licence."""
+    """What a model's file says of itself, its licence included."""
     from gemmart import show as show_module
 
     messages = _messages(given)
@@ -392,11 +412,14 @@ def show(arguments: tuple[str, ...], template: bool, **given: Any) -> int:
 @model_options
 @context_options
 @memory_options
-@options("Computing", (("--parallel",), {"type": AT_LEAST_1, "default": 1, "help": "Sequences at once; default 1."}))
+@options(
+    "Computing",
+    (("--parallel",), {"type": AT_LEAST_1, "metavar": "N", "default": 1, "help": "Sequences at once; default 1."}),
+)
 @json_option
 @message_options
 def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
-    """The memory that a model will take, from its file's header alone."""
+    """The memory that a model will take."""
     import gemmart
     from gemmart.terminal import mib, table
 
@@ -435,15 +458,18 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
 @model_options
 @options(
     "Measurement",
-    (("--prompt",), {"type": AT_LEAST_1, "default": 512, "help": "Tokens to read; default 512."}),
-    (("--decode",), {"type": AT_LEAST_1, "default": 64, "help": "Tokens to generate; default 64."}),
-    (("--repeat",), {"type": AT_LEAST_1, "default": 3, "help": "How often; medians are shown; default 3."}),
+    (("--prompt",), {"type": AT_LEAST_1, "metavar": "N", "default": 512, "help": "Tokens to read; default 512."}),
+    (("--decode",), {"type": AT_LEAST_1, "metavar": "N", "default": 64, "help": "Tokens to generate; default 64."}),
+    (
+        ("--repeat",),
+        {"type": AT_LEAST_1, "metavar": "N", "default": 3, "help": "How often; medians are shown; default 3."},
+    ),
 )
 @memory_options
 @json_option
 @message_options
 def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, **given: Any) -> int:
-    """How fast a model reads and writes here, next to the read bandwidth of the memory."""
+    """Measure the speed of a model next to that of the memory."""
     from gemmart import bench as bench_module
 
     messages = _messages(given)
@@ -478,7 +504,7 @@ def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, **g
 @json_option
 @message_options
 def tokenize(arguments: tuple[str, ...], bos: bool, special: bool, **given: Any) -> int:
-    """The token ids of a text, each with its piece; TEXT - is stdin."""
+    """The tokens of a text; TEXT - is stdin."""
     from gemmart import show as show_module
 
     messages = _messages(given)
@@ -501,7 +527,7 @@ def tokenize(arguments: tuple[str, ...], bos: bool, special: bool, **given: Any)
 @json_option
 @message_options
 def doctor(**given: Any) -> int:
-    """What gemmart finds on this machine: CPU, instruction sets, memory, folders, versions."""
+    """What gemmart finds here: CPU, memory, folders, versions."""
     from gemmart import doctor as doctor_module
 
     _messages(given)
@@ -555,7 +581,9 @@ def _messages(given: dict[str, Any]) -> Messages:
     """Stderr as the options want it; also sets up what is logged there."""
     from gemmart.terminal import Messages
 
-    level = logging.ERROR if given["quiet"] else (logging.WARNING, logging.INFO, logging.DEBUG)[min(given["verbose"], 2)]
+    level = (
+        logging.ERROR if given["quiet"] else (logging.WARNING, logging.INFO, logging.DEBUG)[min(given["verbose"], 2)]
+    )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("gemmart: %(levelname)s: %(message)s"))
     log.handlers = [handler]

@@ -17,11 +17,10 @@ from gemmart.terminal import mib, table
 LIBRARIES = ("numpy", "sentencepiece", "tokenizers", "jinja2", "huggingface-hub", "click", "psutil")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # The CPU features that kernels may use, as /proc/cpuinfo spells them on x86-64 and on aarch64.
-FEATURES = (
-    ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
-    + ("avx512_bf16", "amx_int8", "amx_bf16")
-    + ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2")
-)  # fmt: skip
+FEATURES = {
+    *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
+    *("avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+}
 
 
 def report() -> dict[str, Any]:
@@ -36,7 +35,7 @@ def report() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": {
             "name": name,
-            "features": [feature for feature in FEATURES if feature in flags],
+            "features": sorted(FEATURES & flags),
             "logical_cores": os.cpu_count(),
             "usable_cores": machine.usable_cores(),
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -12,7 +12,7 @@ from gemmart.progress import Progress, terminal_progress
 from gemmart.results import Completion, Delta
 
 # Control characters as letters that show them: a model's text must not command the terminal.
-SHOWN = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+SHOWN = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: chr(0x2421)}
 SHOWN |= {code: f"<{code:02X}>" for code in range(0x80, 0xA0)}
 for kept in "\n\t":
     del SHOWN[ord(kept)]
@@ -46,14 +46,19 @@ class Output:
 
     def answer(self, stream: AnswerStream) -> Completion:
         """Write an answer as it comes. Ctrl-C stops it: its finish_reason is then "cancelled"."""
-        try:
-            for delta in stream:
-                self.write(delta.text)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            stream.close()
-        return stream.result()
+        return finish(stream, self.write)
+
+
+def finish(stream: AnswerStream, write: Callable[[str], object]) -> Completion:
+    """Hand the text of a stream to `write` as it comes; Ctrl-C stops the stream, not the program."""
+    try:
+        for delta in stream:
+            write(delta.text)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        stream.close()
+    return stream.result()
 
 
 class Messages:
