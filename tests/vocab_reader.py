@@ -17,7 +17,8 @@ STRING, ARRAY = 8, 9
 
 
 class Metadata:
-    """`get(key, default)` for scalars, strings and number arrays; `strings(key)` for arrays of strings as (blob, offsets)."""
+    """`get(key, default)` for scalars, strings and arrays of numbers; `strings(key)`: arrays of strings, (blob,
+    offsets)."""
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as file:

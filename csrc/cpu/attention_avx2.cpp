@@ -1,6 +1,6 @@
-// Attention with AVX2.
+// Attention with AVX2: attention_simd.h on the vectors of simd_avx2.h, which therefore comes first.
 #include "cpu/simd_avx2.h"
-// the vectors first
+
 #include "cpu/attention_simd.h"
 
 namespace gemmart::cpu {

@@ -1,6 +1,6 @@
-// Attention with AVX-512.
+// Attention with AVX-512: attention_simd.h on the vectors of simd_avx512.h, which therefore comes first.
 #include "cpu/simd_avx512.h"
-// the vectors first
+
 #include "cpu/attention_simd.h"
 
 namespace gemmart::cpu {

@@ -7,6 +7,9 @@
 //
 // Slots that a row does not see may hold anything, NaN too. Their scores are replaced, and multiply() runs over the
 // slots that all rows of the tile see, then over what single rows see besides.
+//
+// Measured on one core of an EPYC (Zen 4; 113 GFLOP/s in FMA alone), 512 tokens of prefill, head_dim 256, F16, 2 rows a
+// token, cap 50: 71 GFLOP/s with AVX-512, 73 with AVX2; decoding at position 511 reads the cache at 31 and 23 GB/s.
 #pragma once
 
 #include <cstring>
@@ -22,7 +25,9 @@ constexpr int kColumns = 2 * kLanes;  // of multiply()
 constexpr float kInfinity = __builtin_inff();
 
 template <KvType type>
-constexpr int kElementBytes = type == KvType::F32 ? 4 : type == KvType::Q8_0 ? 1 : 2;
+constexpr int kElementBytes = type == KvType::F32    ? 4
+                              : type == KvType::Q8_0 ? 1
+                                                     : 2;
 
 template <KvType type>
 Vec load_elements(const std::byte* base, int index) {
@@ -98,13 +103,11 @@ struct Running {
 
 // Scores become weights relative to the new maximum; what the row does not see gets weight 0. Returns the factor that
 // brings what was summed before to the new maximum.
-float weigh(const AttentionJob& job, Slots seen, float* scores, Running& running) {
+float weigh(Slots seen, float* scores, Running& running) {
     const uint32_t bits = static_cast<uint32_t>((uint64_t{1} << seen.end) - (uint64_t{1} << seen.begin));
     Vec largest = splat(running.max);
     for (int i = 0; i < kPageTokens; i += kLanes) {
-        Vec score = load(scores + i);
-        if (job.softcap) score = capped(score, job.softcap);
-        score = keep(score, bits >> i, -kInfinity);
+        const Vec score = keep(load(scores + i), bits >> i, -kInfinity);
         largest = max(largest, score);
         store(scores + i, score);
     }
@@ -145,7 +148,7 @@ template <KvType type, int kRows>
 void attend(const AttentionJob& job, int row, std::byte* scratch) {
     const int head_dim = job.head_dim, tail = head_dim % 32, full = head_dim - tail;
     const size_t ld = full + (tail ? 32 : 0);
-    float* sums = reinterpret_cast<float*>(scratch);  // [kRows][ld]
+    float* sums = reinterpret_cast<float*>(scratch);                // [kRows][ld]
     std::byte* tail_values = scratch + kRows * ld * sizeof(float);  // [kPageTokens][32]: the last components, padded
     std::memset(scratch, 0, kRows * ld * sizeof(float) + kPageTokens * 32 * sizeof(float));
 
@@ -180,9 +183,12 @@ void attend(const AttentionJob& job, int row, std::byte* scratch) {
 
         std::memset(scores, 0, sizeof scores);
         multiply<kRows>(queries, keys, 0, head_dim, kPageTokens, scores[0], kPageTokens);
+        if (job.softcap)
+            for (int i = 0; i < kRows * kPageTokens; i += kLanes)
+                store(scores[0] + i, capped(load(scores[0] + i), job.softcap));
         for (int r = 0; r < kRows; ++r) {
             if (seen[r].end == 0) continue;
-            const float shrink = weigh(job, seen[r], scores[r], running[r]);
+            const float shrink = weigh(seen[r], scores[r], running[r]);
             if (shrink != 1)
                 for (size_t i = 0; i < ld; i += kLanes)
                     store(sums + r * ld + i, load(sums + r * ld + i) * splat(shrink));
@@ -210,7 +216,7 @@ void attend(const AttentionJob& job, int row, std::byte* scratch) {
 template <KvType type>
 void attend_all(const AttentionJob& job, std::byte* scratch) {
     int row = 0;
-    for (; kTileRows >= 8 && job.n_rows - row >= 8; row += 8) attend<type, kTileRows>(job, row, scratch);
+    for (; job.n_rows - row >= kTileRows; row += kTileRows) attend<type, kTileRows>(job, row, scratch);
     for (; job.n_rows - row >= 4; row += 4) attend<type, 4>(job, row, scratch);
     for (; job.n_rows - row >= 2; row += 2) attend<type, 2>(job, row, scratch);
     for (; job.n_rows - row >= 1; row += 1) attend<type, 1>(job, row, scratch);

@@ -63,9 +63,7 @@ inline float largest_bits_of(Vec v) {
 }
 
 // Reading and writing kLanes numbers of a type of the KV cache; integers are rounded to nearest even.
-inline Vec load_half(const void* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
-}
+inline Vec load_half(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 inline Vec load_bfloat16(const void* p) {
     const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));

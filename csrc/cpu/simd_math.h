@@ -36,7 +36,7 @@ inline Vec tanh(Vec x) {
     return with_sign_of(expm1 / (expm1 + splat(2)), x);
 }
 
-inline Vec capped(Vec x, float cap) { return splat(cap) * tanh(x / splat(cap)); }
+inline Vec capped(Vec x, float cap) { return splat(cap) * tanh(x * splat(1 / cap)); }
 
 // A sum by a fixed tree; n is a power of 2. Overwrites x.
 inline float tree_sum(float* x, int n) {

@@ -1,6 +1,6 @@
-// Element-wise kernels with AVX2.
+// Element-wise kernels with AVX2: vector_simd.h on the vectors of simd_avx2.h, which therefore comes first.
 #include "cpu/simd_avx2.h"
-// the vectors first
+
 #include "cpu/vector_simd.h"
 
 namespace gemmart::cpu {

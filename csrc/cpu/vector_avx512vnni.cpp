@@ -1,6 +1,6 @@
-// Element-wise kernels with AVX-512.
+// Element-wise kernels with AVX-512: vector_simd.h on the vectors of simd_avx512.h, which therefore comes first.
 #include "cpu/simd_avx512.h"
-// the vectors first
+
 #include "cpu/vector_simd.h"
 
 namespace gemmart::cpu {

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from gemmart import _core
 from gemmart.errors import Cancelled, ContextOverflow, InvalidRequest, NumericError
 from gemmart.results import Completion, Delta, Timings, TokenLogprob, Usage
-from gemmart.sampling import Sampling, StopStrings, choose, logprobs, needed_candidates
+from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
+from gemmart.stops import StopStrings
 from gemmart.tokenizer import StreamDecoder, Tokenizer
 
 LOGIT_BYTES = 256 << 20
@@ -35,10 +36,10 @@ class Request:
     """What to compute, and where its events go: deltas (or arrays of logits), then a Completion or an exception."""
 
     prompt: Sequence[int]
-    sampling: Sampling  # every field set
+    sampling: Settings
     seed: int
     max_tokens: int  # how many may be generated
-    stops: tuple[str, ...] = ()
+    stops: StopStrings = field(default_factory=lambda: StopStrings(()))
     n_logprobs: int | None = None
     ignore_stop_tokens: bool = False
     all_logits: bool = False  # logits of every prompt token instead of an answer
@@ -223,7 +224,7 @@ class _Sequence:
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._decoder: StreamDecoder = tokenizer.decoder(start=False)
-        self._stops = StopStrings(request.stops)
+        self._stops = request.stops
         if request.max_tokens == 0 and not request.all_logits:
             self.finish("length")
 
@@ -239,8 +240,9 @@ class _Sequence:
             return
         logprob: tuple[TokenLogprob, ...] | None = None
         if request.n_logprobs is not None:
-            chosen, top = logprobs(context.row(output), token, request.n_logprobs)
-            logprob = (TokenLogprob(token, self._tokenizer.piece(token), chosen, tuple(top)),)
+            chosen, ids, values = logprobs(context.row(output), token, request.n_logprobs)
+            top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+            logprob = (TokenLogprob(token, self._tokenizer.piece(token), chosen, top),)
             self._logprobs += logprob
         text, stopped = self._stops.push(self._decoder.push(token))
         self._text.append(text)
@@ -253,13 +255,14 @@ class _Sequence:
             self.pending = [token]
 
     def _choose(self, context: _core.Context, output: int) -> int:
-        request, sampling = self.request, self.request.sampling
-        bias = dict(sampling.logit_bias or {})
+        request, settings = self.request, self.request.sampling
+        bias = dict(settings.logit_bias)
         if request.ignore_stop_tokens:
             bias |= dict.fromkeys(self._tokenizer.stop_ids, -np.inf)
-        n_recent = sampling.repeat_last_n or 0
-        recent = [*request.prompt, *self.tokens][-n_recent:] if n_recent else []
-        k = needed_candidates(sampling, self._tokenizer.n_tokens)
+        so_far = [*request.prompt, *self.tokens]
+        recent = so_far if settings.repeat_last_n < 0 else so_far[max(0, len(so_far) - settings.repeat_last_n) :]
+        n_vocab = self._tokenizer.n_tokens
+        k = needed_candidates(settings, n_vocab)
         while True:
             ids, logits, logsumexp = context.select(
                 output,
@@ -267,15 +270,14 @@ class _Sequence:
                 bias_ids=np.array(list(bias), np.int32),
                 bias=np.array(list(bias.values()), np.float32),
                 recent=np.array(recent, np.int32),
-                repeat_penalty=sampling.repeat_penalty,
-                presence_penalty=sampling.presence_penalty,
-                frequency_penalty=sampling.frequency_penalty,
+                repeat_penalty=settings.repeat_penalty,
+                presence_penalty=settings.presence_penalty,
+                frequency_penalty=settings.frequency_penalty,
             )
-            position = len(request.prompt) + len(self.tokens)
-            index = choose(ids, logits, logsumexp, sampling, request.seed, position)
+            index = choose(Candidates(ids, logits, logsumexp, n_vocab), settings, request.seed, len(so_far))
             if index is not None:
                 return int(ids[index])
-            k = min(8 * k, self._tokenizer.n_tokens)
+            k = min(8 * k, n_vocab)
 
     def finish(self, reason: str) -> None:
         """End with what the decoder and the stop strings still hold back."""

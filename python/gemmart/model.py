@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,15 +19,17 @@ from gemmart.machine import available_memory
 from gemmart.plan import check_device, check_fits, make_plan
 from gemmart.progress import Progress
 from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
-from gemmart.sampling import Sampling, default_sampling, resolve_sampling
+from gemmart.sampling import Sampling, default_sampling
+from gemmart.sampling import resolve as resolve_sampling
 from gemmart.sources import resolve
+from gemmart.stops import StopStrings
 from gemmart.template import ChatTemplate
 from gemmart.tokenizer import Tokenizer, Vocabulary
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
-MAX_STOPS, MAX_STOP_BYTES, MAX_LOGPROBS = 16, 256, 20
+MAX_LOGPROBS = 20
 
 
 def load(
@@ -190,12 +191,10 @@ class Model:
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
             prompt = self._check_ids(prompt)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        for text in stops:
-            if not isinstance(text, str) or not text or len(text.encode("utf-8", "replace")) > MAX_STOP_BYTES:
-                raise InvalidRequest(f"stop: {text!r} must be a string of 1 to {MAX_STOP_BYTES} bytes")
-        if len(stops) > MAX_STOPS:
-            raise InvalidRequest(f"stop: {len(stops)} strings, at most {MAX_STOPS} are allowed")
+        settings = resolve_sampling(sampling, self.default_sampling)
+        for token in settings.logit_bias:
+            if token >= self.info.n_vocab:
+                raise InvalidRequest(f"logit_bias: token id {token} is outside 0 to {self.info.n_vocab - 1}")
         if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
             raise InvalidRequest(f"logprobs: {logprobs} is outside 0 to {MAX_LOGPROBS}")
         if max_tokens is not None and max_tokens < 0:
@@ -206,10 +205,10 @@ class Model:
         return self._start(
             Request(
                 prompt=prompt,
-                sampling=resolve_sampling(sampling, self.default_sampling, self.info.n_vocab),
+                sampling=settings,
                 seed=secrets.randbits(63) if seed is None else seed,
                 max_tokens=room if max_tokens is None else min(max_tokens, room),
-                stops=stops,
+                stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop)),
                 n_logprobs=logprobs,
                 ignore_stop_tokens=ignore_eos,
             )
@@ -237,7 +236,7 @@ class Model:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n, n_vocab]."""
         stream = self._start(
-            Request(self._check_ids(tokens), resolve_sampling(None, self.default_sampling, self.info.n_vocab), 0, 0, all_logits=True)
+            Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True)
         )
         parts: list[NDArray[np.float32]] = []
         for event in stream.events():

@@ -1,8 +1,8 @@
 """Text to token ids and back, from the vocabulary of a GGUF file.
 
-Two libraries do the work: `sentencepiece` for SPM vocabularies ("llama": Gemma, Llama 2) and `tokenizers` for byte-level BPE
-("gpt2": Llama 3, SmolLM2, Qwen). Both are built from the file's lists alone; what ids mean as bytes is read here, so decoding is
-the same simple table for both.
+Two libraries do the work: `sentencepiece` for SPM vocabularies ("llama": Gemma, Llama 2) and `tokenizers` for
+byte-level BPE ("gpt2": Llama 3, SmolLM2, Qwen). Both are built from the file's lists alone. What an id means as bytes
+is read here, so decoding is one table for both.
 
 Text is text: a control token is recognised in it only where the caller asks (`special=True`).
 """
@@ -33,8 +33,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 SPACE = "▁"
 """How SPM vocabularies write a space."""
 
-LONG_TOKEN = 65_536
-"""Bytes of a token above which a vocabulary is worth a warning."""
+LONGEST_PIECE = 7_999
+"""Bytes that sentencepiece allows a token."""
 
 STOP_TOKENS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")
 
@@ -49,7 +49,8 @@ PRE_TOKENIZERS = {
     "llama-bpe": (WORDS_LLAMA3 % "{1,3}",),
     "qwen2": (WORDS_LLAMA3 % "",),
 }
-"""How a BPE text is cut into words: each pattern cuts what the ones before it left whole; its matches and the gaps are words."""
+"""How BPE cuts text into words: each pattern cuts the words of the ones before it; its matches and the gaps are
+words."""
 
 Strings = tuple[npt.NDArray[np.uint8] | bytes, npt.NDArray[np.int64]]
 """Many strings as one: all bytes, and [n + 1] offsets of where each begins and ends."""
@@ -88,9 +89,9 @@ class Vocabulary:
     def from_gguf(
         cls, get: Callable[[str, Any], Any], strings: Callable[[str], Strings], source: str = "model"
     ) -> Vocabulary:
-        """Read a file's vocabulary through `get(key, default)`, for scalars and arrays of numbers, and `strings(key)`, for arrays of
-        strings, which raises KeyError where the key is missing. Raises ModelFormatError naming the key, UnsupportedModel for
-        another kind of tokenizer."""
+        """Read a file's vocabulary through `get(key, default)`, for scalars and arrays of numbers, and
+        `strings(key)`, for arrays of strings, which raises KeyError where the key is missing. Raises ModelFormatError
+        naming the key, UnsupportedModel for another kind of tokenizer."""
 
         def refuse(key: str, what: str) -> ModelFormatError:
             return ModelFormatError(f"{source}: tokenizer.ggml.{key} {what}")
@@ -145,8 +146,6 @@ class Vocabulary:
         if not ((types >= 0) & (types <= BYTE)).all():
             at = int(np.argmax((types < 0) | (types > BYTE)))
             raise refuse("token_type", f"is {types[at]} for token {at}, expected 0 to {BYTE}")
-        if (length := int(np.diff(offsets).max())) > LONG_TOKEN:
-            log.warning("%s: the longest token has %d bytes", source, length)
         return cls(
             source=source,
             model=model,
@@ -171,23 +170,24 @@ class Tokenizer:
     """Encode and decode for one vocabulary. Many threads may use it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Build the library's tokenizer, about half a second for 262,144 tokens. Raises ModelFormatError for a vocabulary that cannot
-        work; duplicate, empty and undecodable tokens only warn, and no text becomes them."""
+        """Build the library's tokenizer, about half a second for 262,144 tokens. Raises ModelFormatError for a
+        vocabulary that cannot work; repeated, empty and undecodable tokens only warn, and no text becomes them."""
         self.vocabulary = vocabulary
         self.n_tokens = vocabulary.n_tokens
         self.bos, self.eos = vocabulary.bos, vocabulary.eos
-        self._control = (vocabulary.types == CONTROL) | (vocabulary.types == UNKNOWN)
-        control = {
-            vocabulary.token(id).decode("utf-8", "replace"): int(id) for id in np.nonzero(self._control)[0][::-1]
-        }
+        marks = (vocabulary.types == CONTROL) | (vocabulary.types == UNKNOWN)
+        control = {vocabulary.token(id).decode("utf-8", "replace"): int(id) for id in np.nonzero(marks)[0][::-1]}
+        self._is_control = marks.tobytes()
+        self._pieces: dict[int, bytes] = {}  # those asked for so far
         self._recognise = Recogniser(control)
         stops = [control.get(text) for text in STOP_TOKENS] + [vocabulary.eos, vocabulary.eot]
         self.stop_ids = frozenset(id for id in stops if id is not None)
         self._plain: _Plain = _Spm(vocabulary) if vocabulary.model == "llama" else _Bpe(vocabulary)
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
-        """The ids of `text`. With `special`, control tokens written in it become their ids; otherwise all of it is plain text. With
-        `bos`, the beginning-of-sequence token comes first if the file asks for one. Lone surrogates become U+FFFD."""
+        """The ids of `text`. With `special`, control tokens written in it become their ids; else all of it is plain
+        text. With `bos`, the beginning-of-sequence token comes first if the file asks for one. Lone surrogates become
+        U+FFFD."""
         return self.encode_pieces([(text, special)], bos=bos)
 
     def encode_pieces(self, pieces: Iterable[tuple[str, bool]], *, bos: bool = False) -> list[int]:
@@ -202,8 +202,9 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False, start: bool = True) -> str:
-        """The text of `ids`. Control tokens are left out unless `special`. With `start`, the ids begin a text, so that the space which
-        some vocabularies put before every text is removed. Bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`. Control tokens are left out unless `special`. With `start`, the ids begin a text, so
+        that the space which some vocabularies put before every text is removed. Bytes that are no UTF-8 become
+        U+FFFD."""
         decoder = self.decoder(special=special, start=start)
         return "".join([*map(decoder.push, ids), decoder.finish()])
 
@@ -213,17 +214,17 @@ class Tokenizer:
 
     def piece(self, id: int) -> bytes:
         """The bytes that the token stands for; they need not be UTF-8 alone. A control token stands for its name."""
-        self._check(id)
-        token = self.vocabulary.token(id)
-        kind = self.vocabulary.types[id]
-        if kind == BYTE:
-            return bytes([_byte(self.vocabulary, id)])
-        return token if kind in (UNKNOWN, CONTROL) else self._plain.piece(token, bool(kind == USER_DEFINED))
+        if id in self._pieces:
+            return self._pieces[id]
+        piece = self.vocabulary.token(id) if self.is_control(id) else self._text_of(id)
+        self._pieces[id] = piece
+        return piece
 
     def is_control(self, id: int) -> bool:
         """Whether the token is a mark (control or unknown) and no text."""
-        self._check(id)
-        return bool(self._control[id])
+        if not 0 <= id < self.n_tokens:
+            raise InvalidRequest(f"token id {id} is outside the vocabulary, 0 to {self.n_tokens - 1}")
+        return bool(self._is_control[id])
 
     def id_of(self, text: str) -> int | None:
         """The id of the first token that the file writes so, as "<bos>", or None."""
@@ -236,9 +237,11 @@ class Tokenizer:
             at = blob.find(token, at + 1)
         return None
 
-    def _check(self, id: int) -> None:
-        if not 0 <= id < self.n_tokens:
-            raise InvalidRequest(f"token id {id} is outside the vocabulary, 0 to {self.n_tokens - 1}")
+    def _text_of(self, id: int) -> bytes:
+        kind = self.vocabulary.types[id]
+        if kind == BYTE:
+            return bytes([_byte(self.vocabulary, id)])
+        return self._plain.piece(self.vocabulary.token(id), bool(kind == USER_DEFINED))
 
 
 class StreamDecoder:
@@ -318,10 +321,12 @@ def _byte(vocabulary: Vocabulary, id: int) -> int:
 
 
 def _first_of_each(vocabulary: Vocabulary) -> dict[str, int]:
-    """Each text to the id of the first token that the file writes so. Warns of tokens that no text can become: the later of two equal
-    ones, the empty, those of broken UTF-8. Byte tokens are no text and left out."""
+    """Each text to the id of the first token that the file writes so. Warns of tokens that no text can become: the
+    later of two equal ones, the empty, those of broken UTF-8, those too long for sentencepiece. Byte tokens are no text
+    and left out."""
     ids: dict[str, int] = {}
-    empty = broken = repeated = 0
+    empty = broken = repeated = long = 0
+    longest = LONGEST_PIECE if vocabulary.model == "llama" else len(vocabulary.blob)
     is_byte: list[bool] = (vocabulary.types == BYTE).tolist()
     bounds: list[int] = vocabulary.offsets.tolist()
     for id, (begin, end) in enumerate(pairwise(bounds)):
@@ -336,12 +341,14 @@ def _first_of_each(vocabulary: Vocabulary) -> dict[str, int]:
             text = text.replace(" ", SPACE)  # converters write some spaces as they are
         if not text:
             empty += 1
+        elif end - begin > longest // 3 and len(text.encode()) > longest:  # ▁ is longer than a space
+            long += 1
         elif ids.setdefault(text, id) != id:
             repeated += 1
-    if empty or broken or repeated:
+    if empty or broken or repeated or long:
         log.warning(
-            "%s: no text becomes these tokens: %d empty, %d of broken UTF-8, %d that repeat another",
-            *(vocabulary.source, empty, broken, repeated),
+            "%s: no text becomes these tokens: %d empty, %d of broken UTF-8, %d that repeat another, %d too long",
+            *(vocabulary.source, empty, broken, repeated, long),
         )
     return ids
 
@@ -375,11 +382,11 @@ def _model_proto(vocabulary: Vocabulary) -> bytes:
     bytes_of = {_byte(vocabulary, int(id)): int(id) for id in np.nonzero(given == BYTE)[0][::-1]}
     byte_fallback = len(bytes_of) == 256
     for value, id in bytes_of.items() if byte_fallback else ():
-        name = f"<0x{value:02X}>"
-        ids.pop(name, None)
-        names[id], types[id] = name.encode(), BYTE
+        ids.pop(f"<0x{value:02X}>", None)
+        names[id], types[id] = b"<0x%02X>" % value, BYTE
     for text, id in ids.items():
-        names[id], types[id] = text.encode(), given[id]
+        names[id] = text.encode()
+    types[list(ids.values())] = given[list(ids.values())]
 
     unknown = np.nonzero(types == UNKNOWN)[0]
     types[unknown[1:]] = CONTROL  # sentencepiece has one
@@ -388,13 +395,13 @@ def _model_proto(vocabulary: Vocabulary) -> bytes:
     if not len(unknown):
         if not byte_fallback:
             raise ModelFormatError(
-                f"{vocabulary.source}: neither an unknown token nor all 256 byte tokens, so some texts would have no ids"
+                f"{vocabulary.source}: neither an unknown token nor all 256 byte tokens; some texts would have no ids"
             )
         names.append(b"")  # asked for by sentencepiece, never met: every text has bytes
 
     fields = []
-    for id, name in enumerate(names):
-        name = name or f"\ufdd0{id}".encode()  # must be there and differ; a noncharacter is in no text
+    for id, given_name in enumerate(names):
+        name = given_name or f"\ufdd0{id}".encode()  # there must be one, unlike all others
         body = b"\x0a%b%b\x15%b\x18%c" % (_varint(len(name)), name, scores[4 * id : 4 * id + 4], kinds[id])
         fields.append(b"\x0a%b%b" % (_varint(len(body)), body))
     trainer = b"\x18\x02\x98\x02%c" % byte_fallback  # model_type = BPE, byte_fallback
