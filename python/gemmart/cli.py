@@ -215,6 +215,7 @@ def cli(ctx: click.Context, version: bool) -> None:
 @options(
     "Computing",
     (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),
+    (("-ngl", "--ngl", "--n-gpu-layers", "ngl"), {"default": "auto", "hidden": True}),  # refused unless auto or 0
 )
 @json_option
 @message_options
@@ -231,7 +232,8 @@ def run(arguments: tuple[str, ...], **given: Any) -> int:
     if prompt is None and given["as_json"]:
         raise click.UsageError("--json: needs a prompt")
     generation = _generation(given)
-    with _load(model_name, given, messages, gpu=given["gpu"]) as model:
+    ngl = int(given["ngl"]) if given["ngl"].isdecimal() else given["ngl"]
+    with _load(model_name, given, messages, gpu=given["gpu"], ngl=ngl) as model:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
