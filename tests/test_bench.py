@@ -19,9 +19,7 @@ def test_bench(tmp_path: Path) -> None:
     rates = ("decode_tokens_per_s", "prefill_tokens_per_s", "read_gb_per_s", "bandwidth_gb_per_s", "bandwidth_share")
     for name in (*rates, "load_s", "first_token_s", "peak_mib"):
         assert found[name] > 0, name
-    assert found["read_gb_per_s"] == pytest.approx(
-        found["decode_tokens_per_s"] * found["weight_bytes_per_token"] / 1e9
-    )
+    assert found["read_gb_per_s"] == pytest.approx(found["decode_tokens_per_s"] * found["weight_bytes_per_token"] / 1e9)
     assert found["bandwidth_share"] == pytest.approx(found["read_gb_per_s"] / found["bandwidth_gb_per_s"])
     assert found["first_token_s"] > found["load_s"]
     assert (found["prompt_tokens"], found["decode_tokens"], found["threads"]) == (40, 6, 2)

@@ -102,16 +102,16 @@ def wants_color(choice: str, stream: TextIO) -> bool:
 def speeds(completion: Completion) -> str:
     """One line on how fast an answer came."""
     usage, timings = completion.usage, completion.timings
-    parts = [f"{usage.prompt_tokens} prompt tokens"]
+    text = f"prompt: {usage.prompt_tokens} tokens"
     if usage.cached_tokens:
-        parts[0] += f" ({usage.cached_tokens} cached)"
+        text += f" ({usage.cached_tokens} cached)"
     if timings.prompt_s > 0:
         first_ms = 1000 * (timings.queued_s + timings.prompt_s)
-        parts.append(f"{timings.prompt_tokens_per_s(usage):.1f} tokens/s, the first after {first_ms:.0f} ms")
-    parts.append(f"{usage.completion_tokens} tokens")
+        text += f", {timings.prompt_tokens_per_s(usage):.1f} tokens/s, first token after {first_ms:.0f} ms"
+    text += f" · answer: {usage.completion_tokens} tokens"
     if timings.generate_s > 0:
-        parts.append(f"{timings.tokens_per_s(usage):.1f} tokens/s")
-    return " · ".join(parts)
+        text += f", {timings.tokens_per_s(usage):.1f} tokens/s"
+    return text
 
 
 def from_bytes(data: bytes, what: str, messages: Messages) -> str:
