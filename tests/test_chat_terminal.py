@@ -13,6 +13,9 @@ import pytest
 from gemmart.terminal import SHOWN
 from tiny import write_tiny
 
+# pexpect forks a process that has threads, and in the child only executes the program.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 PROMPT = ">>> "
 Chat = Callable[..., pexpect.spawn]
 

@@ -227,6 +227,17 @@ def test_closed_pipe(home: Path, chat_file: Path) -> None:
     assert error == b""
 
 
+def test_full_disk_and_closed_streams(home: Path, chat_file: Path) -> None:
+    command = f"{' '.join(program.COMMAND)} {chat_file} hello -q -n 5"
+    for redirection, code, told in [("</dev/null >/dev/full", 70, "No space left"), ("<&- >&- 2>&-", 0, "")]:
+        done = subprocess.run(
+            f"{command} {redirection}", shell=True, env=program.environment(home), capture_output=True
+        )
+        assert done.returncode == code, done.stderr
+        assert told in done.stderr.decode()
+        assert b"Exception ignored" not in done.stderr
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_ctrl_c_keeps_the_half_answer(home: Path, chat_file: Path, flags: tuple[str, ...]) -> None:
     running = subprocess.Popen(
@@ -296,6 +307,12 @@ def test_gpu_asked_for_by_name(home: Path, chat_file: Path) -> None:
 
 def test_isa_that_does_not_exist(home: Path, chat_file: Path) -> None:
     assert "sse9" in failure(program.run(chat_file, "hello", home=home, GEMMART_ISA="sse9"), 9)
+
+
+def test_an_answer_that_fills_the_context(home: Path, chat_file: Path) -> None:
+    done = program.run(chat_file, "hello", "-c", "64", "--ignore-eos", home=home)
+    assert done.returncode == 0
+    assert "64 of 64 tokens" in done.stderr.decode()
 
 
 def test_prompt_longer_than_the_context(home: Path, chat_file: Path) -> None:

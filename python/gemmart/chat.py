@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmart.errors import ContextOverflow, GemmartError
 from gemmart.results import Completion
-from gemmart.terminal import Messages, Output, from_bytes, speeds
+from gemmart.terminal import Messages, Output, from_bytes, speeds, why_cut
 
 if TYPE_CHECKING:
     from gemmart import Model, Session
@@ -62,7 +62,8 @@ class Chat:
     def _banner(self) -> None:
         info = self._model.info
         formats = sorted(info.formats, key=lambda name: -info.formats[name])
-        self._messages.note(f"{info.name} · {formats[0]} · CPU · context {self._model.ctx} tokens")
+        device = f"CPU ({self._model.isa}), threads: {self._model.plan.threads}"
+        self._messages.note(f"{info.name} · {formats[0]} · {device} · context {self._model.ctx} tokens")
         if self._session is None:
             self._messages.note("a base model: each line is completed as it stands; /help lists commands")
         else:
@@ -116,17 +117,13 @@ class Chat:
         elif stopped:
             self._messages.note("[stopped]")
         elif completion.finish_reason == "length":
-            self._messages.say(f"[cut: {self._why_cut(completion)}]")
+            max_tokens = self._options["max_tokens"]
+            self._messages.say(f"[cut: {why_cut(completion, max_tokens, self._model.ctx)}]")
+            if len(completion.tokens) != max_tokens and self._session is not None:
+                self._messages.note(MAKE_ROOM)
         if self._interactive:
             self._messages.note(speeds(completion))
         return stopped
-
-    def _why_cut(self, completion: Completion) -> str:
-        if len(completion.tokens) == self._options["max_tokens"]:
-            return f"-n allows {len(completion.tokens)} tokens"
-        usage, ctx = completion.usage, self._model.ctx
-        room = f"; {MAKE_ROOM}" if self._session is not None else ""
-        return f"the context is full, {usage.prompt_tokens + usage.completion_tokens} of {ctx} tokens{room}"
 
     def _command(self, line: str) -> bool:
         """Do what a line that begins with / says; returns whether to leave."""

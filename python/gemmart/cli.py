@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -248,7 +249,7 @@ def _answer(
     model: Model, prompt: str, system: str | None, generation: dict[str, Any], given: dict[str, Any], messages: Messages
 ) -> int:
     """One prompt, one answer."""
-    from gemmart.terminal import Output, finish, speeds
+    from gemmart.terminal import Output, finish, speeds, why_cut
 
     if given["raw"] or not model.has_template:
         stream = model.stream(prompt, parse_special=given["raw"], **generation)
@@ -263,6 +264,8 @@ def _answer(
         completion = output.answer(stream)
         if output.is_terminal or not given["raw"]:
             output.end_line()
+        if completion.finish_reason == "length":
+            messages.note(f"[cut: {why_cut(completion, generation['max_tokens'], model.ctx)}]")
         messages.note(speeds(completion))
     return INTERRUPTED if completion.finish_reason == "cancelled" else 0
 
@@ -610,28 +613,39 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as the program runs
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # both are text files here
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        # Nobody reads on; what is left in the buffers must not raise again at exit.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
         return CLOSED_PIPE
+    except OSError as error:
+        return _fail(str(error), INTERNAL)
+    finally:
+        _discard_unwritten()
+
+
+def _discard_unwritten() -> None:
+    """What could not be written, since nobody reads or a disk is full, must not fail again at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: list[str]) -> int:
     try:
         with cli.make_context("gemmart", arguments) as ctx:
-            code = int(cli.invoke(ctx) or 0)
-        sys.stdout.flush()
-        return code
+            return int(cli.invoke(ctx) or 0)
     except click.exceptions.Exit as stop:
-        sys.stdout.flush()
         return stop.exit_code
-    except BrokenPipeError:
-        raise
     except click.ClickException as error:
         return _fail(error.format_message(), USAGE)
     except (KeyboardInterrupt, click.Abort, Cancelled):
@@ -640,6 +654,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"internal error: {error}", INTERNAL)
     except GemmartError as error:
         return _fail(str(error), error.exit_code)
+    except OSError:  # of stdin, stdout or stderr
+        raise
     except MemoryError:
         return _fail("out of memory", 10)
     except Exception as error:

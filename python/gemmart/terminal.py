@@ -114,6 +114,14 @@ def speeds(completion: Completion) -> str:
     return text
 
 
+def why_cut(completion: Completion, max_tokens: int | None, ctx: int) -> str:
+    """Why an answer whose finish_reason is "length" ended."""
+    if len(completion.tokens) == max_tokens:
+        return f"-n allows {max_tokens} tokens"
+    used = completion.usage.prompt_tokens + completion.usage.completion_tokens
+    return f"the context is full, {used} of {ctx} tokens"
+
+
 def from_bytes(data: bytes, what: str, messages: Messages) -> str:
     """Text of bytes that should be UTF-8."""
     try:
