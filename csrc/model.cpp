@@ -37,10 +37,10 @@ MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int6
     return {cpu::weight_bytes(facts.tensors), cpu::buffer_bytes(facts.config, n_batch, n_threads), kv};
 }
 
-Model::Model(ModelFacts facts, int n_threads, int n_batch)
+Model::Model(ModelFacts facts, int n_threads, int n_batch, bool precise)
     : facts_(std::move(facts)),
       n_batch_(n_batch),
-      executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch) {}
+      executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch, precise) {}
 
 Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type)
     : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}

@@ -33,7 +33,7 @@ MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int6
 
 class Model {
   public:
-    Model(ModelFacts facts, int n_threads, int n_batch);
+    Model(ModelFacts facts, int n_threads, int n_batch, bool precise);
     const ModelFacts& facts() const { return facts_; }
     const char* isa() const { return executor_.isa(); }
     int n_batch() const { return n_batch_; }

@@ -90,15 +90,17 @@ void register_model(py::module_& m) {
              "kv_type"_a, "Bytes of weights, buffers and kv (all pages in use) that a model and a context take.");
 
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Weights in memory, and the threads that compute with them.")
-        .def(py::init([](const ModelFacts& facts, int n_threads, int n_batch) {
+        .def(py::init([](const ModelFacts& facts, int n_threads, int n_batch, bool precise) {
                  check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
                                               ", expected 1 to 1024");
                  check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
                                               ", expected 1 to 65536");
-                 return std::make_shared<Model>(facts, n_threads, n_batch);
+                 return std::make_shared<Model>(facts, n_threads, n_batch, precise);
              }),
-             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, py::call_guard<py::gil_scoped_release>(),
-             "Reads and packs the weights; n_batch: most tokens of a forward. Raises OutOfMemory, ModelChanged, "
+             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, "precise"_a,
+             py::call_guard<py::gil_scoped_release>(),
+             "Reads and packs the weights; n_batch: most tokens of a forward; precise: activations keep nearly their "
+             "float32 precision. Raises OutOfMemory, ModelChanged, "
              "DeviceError.")
         .def_property_readonly("isa", &Model::isa);
 

@@ -228,6 +228,8 @@ def test_window_is_respected(path: Path) -> None:
         opened(path, image + bytes(1000), length=len(image) - 1)
     with pytest.raises(TruncatedModel, match=f"ends at byte {len(image)}; {len(image)} bytes wanted from byte 1"):
         opened(path, image, offset=1, length=len(image))
+    with pytest.raises(TruncatedModel, match=r"18446744073709551615 bytes wanted from byte 1$"):
+        opened(path, image, offset=1, length=2**64 - 1)
     with pytest.raises(TruncatedModel, match="from byte 18446744073709551615"):
         opened(path, image, offset=2**64 - 1, length=2**64 - 1)
     with pytest.raises(TruncatedModel, match=f"is empty from byte {len(image)}"):
@@ -483,6 +485,17 @@ def test_limit_of_keys(path: Path) -> None:
 
     assert len(opened(path, image(65_536)).keys()) == 65_536
     refused(path, image(65_537), "number of keys at byte 16 announces 65537 keys, limit 65536")
+
+
+def test_counts_are_bounded_by_the_file(path: Path) -> None:
+    """Nothing is reserved for what the file cannot hold."""
+    image = Image(n_tensors=262_144)
+    refused(path, image, "number of tensors: 262144 tensors wanted at byte 16, 8 bytes present", TruncatedModel)
+    image = Image(n_keys=65_536)
+    refused(path, image, "number of keys: 65536 keys wanted at byte 24, 0 bytes present", TruncatedModel)
+    image = one_key("a", "u64[]", [])
+    struct.pack_into("<Q", image, image.fields["count of a"][0], 2**26)
+    refused(path, image, "value of key 'a': 67108864 values wanted at byte 49, 0 bytes present", TruncatedModel)
 
 
 def test_limit_of_tensors(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sampling against plain distributions written out here; stop strings against text that comes one character at a time."""
+"""Sampling against plain distributions written out here; stop strings against text that comes character by character."""
 
 from __future__ import annotations
 

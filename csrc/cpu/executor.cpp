@@ -28,7 +28,7 @@ struct Tile {
 struct Product {
     const Matrix* w;
     float* out;
-    float* rest_out = nullptr;  // where the product with the rest of the input goes, see CpuExecutor::Impl::rest
+    bool two_terms;  // multiply with the rest of the input too: CpuExecutor::Impl::rest
 };
 
 // The input of products, packed: layout.h. [n_batch, n_cols]
@@ -85,16 +85,17 @@ struct CpuExecutor::Impl {
     float *gate, *up;        // [n_batch, widths.ffn]
     float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
     Input input;             // of the next products
-    // What rounding to 8 bits took from `input`, rounded to 8 bits itself. Queries and keys are computed from both:
-    // where attention is sharp, two thirds of the error that rounding makes in the logits comes from these two
-    // products, which are a small part of the work.
+    // What rounding to 8 bits took from `input`, rounded to 8 bits itself; a product with both is nearly that of the
+    // unrounded input. Queries and keys always have it: where attention is sharp, two thirds of the error that rounding
+    // makes in the logits comes from these two products, which are a small part of the work. With `precise` every
+    // product has it.
     Input rest;
-    float *rest_q, *rest_k;                                 // [n_batch, widths.q], [n_batch, widths.kv]
+    const bool precise;
     std::vector<std::byte*> scratch;                        // a thread
     std::vector<std::vector<const std::byte*>> page_lists;  // a thread
 
     Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
-         int n_batch_)
+         int n_batch_, bool precise_)
         : file(std::move(file_)),
           config(config_),
           kernels(kernels_for("")),
@@ -105,6 +106,7 @@ struct CpuExecutor::Impl {
           weights(weight_bytes(tensors)),
           buffers(buffer_bytes(config, n_batch, n_threads)),
           layers(config.layers.size()),
+          precise(precise_),
           page_lists(n_threads) {
         std::vector<LoadItem> items;
         for (size_t i = 0; i < layers.size(); ++i) {
@@ -139,35 +141,30 @@ struct CpuExecutor::Impl {
             return Input{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)), take(n * n_cols / 32),
                          take(n * n_cols / 32), take(n * n_cols / 16), take(n * n_cols)};
         };
-        input = take_input(widths.in), rest = take_input(config.dim);
-        rest_q = take(n * widths.q), rest_k = take(n * widths.kv);
+        input = take_input(widths.in), rest = take_input(widths.in);
         for (int i = 0; i < n_threads; ++i) scratch.push_back(buffers.take(kScratchBytes));
     }
 
-    // One column group of rows [n_batch, n_cols], for products with all of `readers`.
-    void pack(int column, int width, const float* rows, int n_cols, std::initializer_list<const Matrix*> readers) {
+    // One column group of rows [n_batch, n_cols], for products with all of `readers`; with two terms, the rows are
+    // overwritten.
+    void pack(int column, int width, float* rows, int n_cols, std::initializer_list<const Matrix*> readers,
+              bool two_terms) {
         const float* columns[kMaxWidth];
         for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(column + i) * n_cols;
         const size_t at = static_cast<size_t>(column) * n_cols;
-        if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return reads_integers(*w); }))
-            kernels.quantize(columns, width, n_cols, input.q + at, input.d + at / 32, input.ds32 + at / 32,
-                             input.ds16 + at / 16);
         if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return !reads_integers(*w); }))
             kernels.interleave(columns, width, n_cols, input.x + at);
-    }
-
-    // The rest of one packed column group; overwrites its rows.
-    void pack_rest(int column, int width, float* rows, int n_cols) {
-        const size_t at = static_cast<size_t>(column) * n_cols;
-        const float* columns[kMaxWidth];
-        for (int c = 0; c < width; ++c) {
-            float* row = rows + static_cast<size_t>(column + c) * n_cols;
-            columns[c] = row;
+        if (std::none_of(readers.begin(), readers.end(), [](const Matrix* w) { return reads_integers(*w); })) return;
+        const auto quantize = [&](const Input& to) {
+            kernels.quantize(columns, width, n_cols, to.q + at, to.d + at / 32, to.ds32 + at / 32, to.ds16 + at / 16);
+        };
+        quantize(input);
+        if (!two_terms) return;
+        for (int c = 0; c < width; ++c)
             for (int i = 0; i < n_cols; ++i)
-                row[i] -= input.d[at / 32 + i / 32 * width + c] * input.q[at + (i / 4 * width + c) * 4 + i % 4];
-        }
-        kernels.quantize(columns, width, n_cols, rest.q + at, rest.d + at / 32, rest.ds32 + at / 32,
-                         rest.ds16 + at / 16);
+                rows[static_cast<size_t>(column + c) * n_cols + i] -=
+                    input.d[at / 32 + i / 32 * width + c] * input.q[at + (i / 4 * width + c) * 4 + i % 4];
+        quantize(rest);
     }
 
     // Phase: item(first row, width) for each column group of n rows.
@@ -191,7 +188,7 @@ struct CpuExecutor::Impl {
         int n_items = 0;
         for (const Product& p : products) n_items += ((p.w->n_rows + kPanel - 1) / kPanel + grain - 1) / grain;
         pool.each(n_items, [&](int item) {
-            for (const auto& [w, out, rest_out] : products) {
+            for (const auto& [w, out, two_terms] : products) {
                 const int panels = (w->n_rows + kPanel - 1) / kPanel, items = (panels + grain - 1) / grain;
                 if (item >= items) {
                     item -= items;
@@ -199,8 +196,11 @@ struct CpuExecutor::Impl {
                 }
                 const int begin = item * grain, end = std::min(panels, begin + grain);
                 kernels.matmul(*w, input.view(n, w->n_cols), begin, end, out, w->n_rows, scratch[thread]);
-                if (rest_out && reads_integers(*w))
-                    kernels.matmul(*w, rest.view(n, w->n_cols), begin, end, rest_out, w->n_rows, scratch[thread]);
+                if (two_terms && reads_integers(*w)) {
+                    Activations second = rest.view(n, w->n_cols);
+                    second.go_on = true;
+                    kernels.matmul(*w, second, begin, end, out, w->n_rows, scratch[thread]);
+                }
                 return;
             }
         });
@@ -248,8 +248,6 @@ struct CpuExecutor::Impl {
         float* queries = q + static_cast<size_t>(row) * q_dim;
         float* keys = k + static_cast<size_t>(row) * kv_dim;
         const float* values = v + static_cast<size_t>(row) * kv_dim;
-        if (reads_integers(layers[layer].wq)) kernels.add(queries, rest_q + static_cast<size_t>(row) * q_dim, q_dim);
-        if (reads_integers(layers[layer].wk)) kernels.add(keys, rest_k + static_cast<size_t>(row) * kv_dim, kv_dim);
         for (int head = 0; head < facts.n_heads; ++head) prepare(queries + head * head_dim, layers[layer].q_norm);
         kernels.scale(queries, facts.query_scale, q_dim);
         const KvHeadLayout layout = kv_head_layout(cache.type(), head_dim);
@@ -315,33 +313,32 @@ struct CpuExecutor::Impl {
 
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
-            pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv});
-            if (reads_integers(l.wq) || reads_integers(l.wk)) pack_rest(row, width, h, dim);
+            pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv}, true);
         });
-        multiply(thread, n, {{&l.wq, q, rest_q}, {&l.wk, k, rest_k}, {&l.wv, v}});
+        multiply(thread, n, {{&l.wq, q, true}, {&l.wk, k, true}, {&l.wv, v, precise}});
         pool.each(n_tiles, [&](int i) {
             for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
         });
         pool.each(n_tiles * facts.n_kv_heads,
                   [&](int i) { attend(thread, tiles[i / facts.n_kv_heads], i % facts.n_kv_heads, index, cache); });
-        each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}); });
-        multiply(thread, n, {{&l.wo, proj}});
+        each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}, precise); });
+        multiply(thread, n, {{&l.wo, proj, precise}});
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 add_projection(i, l.post_attn_norm);
                 norm(i, l.ffn_norm);
             }
-            pack(row, width, h, dim, {&l.gate, &l.up});
+            pack(row, width, h, dim, {&l.gate, &l.up}, precise);
         });
-        multiply(thread, n, {{&l.gate, gate}, {&l.up, up}});
+        multiply(thread, n, {{&l.gate, gate, precise}, {&l.up, up, precise}});
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 const size_t at = static_cast<size_t>(i) * ffn;
                 kernels.gate(config.activation, gate + at, up + at, ffn, gate + at);
             }
-            pack(row, width, gate, ffn, {&l.down});
+            pack(row, width, gate, ffn, {&l.down}, precise);
         });
-        multiply(thread, n, {{&l.down, proj}});
+        multiply(thread, n, {{&l.down, proj, precise}});
         pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
     }
 
@@ -353,9 +350,9 @@ struct CpuExecutor::Impl {
             for (int i = row; i < row + width; ++i)
                 kernels.rms_norm(x + static_cast<size_t>(outputs[i]) * dim, output_norm.data(), dim, config.norm_eps,
                                  h + static_cast<size_t>(i) * dim);
-            pack(row, width, h, dim, {&output});
+            pack(row, width, h, dim, {&output}, precise);
         });
-        multiply(thread, n, {{&output, logits}});
+        multiply(thread, n, {{&output, logits, precise}});
         if (config.final_softcap == 0) return;
         constexpr int kRun = 8192;
         const int runs = (config.n_vocab + kRun - 1) / kRun;
@@ -384,8 +381,8 @@ struct CpuExecutor::Impl {
 };
 
 CpuExecutor::CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors,
-                         int n_threads, int n_batch)
-    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch)) {}
+                         int n_threads, int n_batch, bool precise)
+    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise)) {}
 CpuExecutor::~CpuExecutor() = default;
 
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
@@ -402,8 +399,8 @@ size_t weight_bytes(const ModelTensors& tensors) {
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
     const Widths w(config);
     auto input = [](size_t n_cols) { return n_cols / 4 + 2 * (n_cols / 32) + n_cols / 16 + n_cols; };
-    const size_t numbers = 2 * config.dim + w.in + 2 * w.q + 3 * w.kv + 2 * w.ffn +  // rows
-                           2 * config.ropes.size() * w.half_head + input(w.in) + input(config.dim);
+    const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +  // rows
+                           2 * config.ropes.size() * w.half_head + 2 * input(w.in);
     constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64
     return numbers * sizeof(float) * n_batch + n_threads * kScratchBytes + kRounding;
 }

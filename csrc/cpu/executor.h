@@ -13,9 +13,11 @@ namespace gemmart::cpu {
 
 class CpuExecutor final : public Executor {
   public:
-    // n_batch: most tokens of a forward(). Throws OutOfMemory, FileChanged, DeviceError (GEMMART_ISA).
+    // n_batch: most tokens of a forward(). precise: activations in two 8-bit terms for every product of integer
+    // weights: twice the work of these products, nearly the result of unrounded activations. Throws OutOfMemory,
+    // FileChanged, DeviceError (GEMMART_ISA).
     CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors, int n_threads,
-                int n_batch);
+                int n_batch, bool precise);
     ~CpuExecutor() override;
     void forward(const Batch& batch, const KvCache& cache, float* logits) override;
     const char* isa() const;

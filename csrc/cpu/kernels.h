@@ -35,7 +35,8 @@ struct Kernels {
     // The same columns as x [n_cols][w].
     void (*interleave)(const float* const* x, int w, int n_cols, float* out);
 
-    // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c.
+    // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
+    // where x.go_on says so, the sum begins with what out holds.
     // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q6_K: scale0 · Σ + scale1 · Σ, two half groups),
     // sum = sum + t · d, sum = sum − offset · ds32 (Q6_K: twice, with ds16); groups in order. Σ u q is exact.
     // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.

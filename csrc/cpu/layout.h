@@ -57,6 +57,7 @@ struct Activations {
     const int8_t* q;  // nullptr where no integer format reads them
     const float *d, *ds32, *ds16;
     const float* x;  // nullptr where no float format reads them
+    bool go_on = false;  // a product adds to what stands in its output
 };
 
 static inline int column_group_width(int n_left) { return n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1; }

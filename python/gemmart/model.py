@@ -30,6 +30,9 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
+SMALL_DIM = 1024
+"""Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576) and
+Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work is small."""
 
 
 def load(
@@ -40,6 +43,7 @@ def load(
     batch: int = 512,
     threads: int | None = None,
     kv_type: str = "f16",
+    precise: bool | None = None,
     gpu: str = "auto",
     ngl: str | int = "auto",
     device: str | None = None,
@@ -54,7 +58,8 @@ def load(
 
     ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is kept for; more
     and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the physical cores that may be used.
-    kv_type: storage of keys and values: f16, bf16, f32 or q8_0. template: a Jinja chat template instead of the file's.
+    kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply quantised weights with activations of nearly
+    float32 precision instead of 8 bits, which costs prompt speed; None: for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's.
     system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are
     an error. offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
 
@@ -69,6 +74,7 @@ def load(
         _core.Gguf(str(source.path), source.offset, source.length),
         plan_,
         path=source.path,
+        precise=precise,
         template=template,
         system_style=system_style,
         strict_roles=strict_roles,
@@ -110,18 +116,20 @@ class Model:
         plan: MemoryPlan,
         *,
         path: Path,
+        precise: bool | None,
         template: str | None,
         system_style: str,
         strict_roles: bool,
     ) -> None:
         self.plan = plan
         self.info = describe(gguf, facts, path)
+        self.precise = self.info.dim <= SMALL_DIM if precise is None else precise
         core: list[_core.Model] = []
         failure: list[BaseException] = []
 
         def load_weights() -> None:
             try:
-                core.append(_core.Model(facts, n_threads=plan.threads, n_batch=plan.batch))
+                core.append(_core.Model(facts, n_threads=plan.threads, n_batch=plan.batch, precise=self.precise))
             except BaseException as error:
                 failure.append(error)
 

@@ -1,0 +1,365 @@
+"""Chat templates: from messages to the text that a model was trained on, in which a user can forge nothing.
+
+A rendered chat is a list of pieces: control tokens, and the plain text between them, which is to be encoded as plain
+text. Gemma's format is our own code; any other template is the file's own, rendered in a worker process under limits
+(`template_worker.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+
+from gemmart.errors import InternalError, InvalidRequest, TemplateError, TemplateLimit
+
+log = logging.getLogger("gemmart")
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_STYLES = ("fold", "turn", "user")
+MAX_SOURCE = 1 << 20  # bytes
+START_TIMEOUT = 30.0  # seconds
+RENDER_TIMEOUT = 10.0  # seconds; the worker ends itself after one second of computing
+FIELDS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "type", "function", "arguments"))
+"""Names that the API gives, not a user."""
+NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+
+Message = Mapping[str, Any]
+
+
+class Piece(NamedTuple):
+    """A part of a rendered chat: one control token, or plain text."""
+
+    text: str
+    control: bool
+
+
+class ChatTemplate(ABC):
+    """How a model wants a chat written."""
+
+    @staticmethod
+    def for_model(
+        source: str | None,
+        architecture: str,
+        *,
+        bos: str,
+        eos: str,
+        control: Iterable[str],
+        system_style: str = "fold",
+        strict_roles: bool = False,
+    ) -> ChatTemplate | None:
+        """The template of a model file, or None for a base model without one.
+
+        `source` is the file's template, `bos` and `eos` the texts of these tokens ("" if there is none), `control`
+        those of all control tokens. For Gemma, `system_style` says where system messages go: "fold" into the next user
+        turn, "turn" a system turn, "user" a user turn of their own; `strict_roles` refuses what Google's template
+        refuses. Other templates decide for themselves. Raises TemplateError or TemplateLimit for a template that does
+        not compile, reaches out or exceeds a limit.
+        """
+        if system_style not in SYSTEM_STYLES:
+            raise InvalidRequest(f"system_style is {system_style!r}, expected one of {', '.join(SYSTEM_STYLES)}")
+        if source is None:
+            return None
+        if architecture.startswith("gemma") and "<start_of_turn>" in source:
+            return GemmaTemplate(bos, system_style, strict_roles)
+        return FileTemplate(source, bos, eos, control)
+
+    @abstractmethod
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    ) -> list[Piece]:
+        """The chat in pieces, the beginning-of-sequence token included where the template writes it.
+
+        A message has a "role" (system, developer, user, assistant, tool) and a "content" (a string or a list of text
+        parts). Raises InvalidRequest for another shape, TemplateError where the template refuses the messages."""
+
+    def text(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    ) -> str:
+        """The chat as one string, to be read by people: in it, typed control tokens look like real ones."""
+        return "".join(
+            piece.text for piece in self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        )
+
+
+def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Copies of the messages whose role is known ("developer" is "system") and whose content is a string or, beside
+    tool calls, None."""
+    if not messages:
+        raise InvalidRequest("messages is empty; a chat needs at least one")
+    checked = []
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise InvalidRequest(f"messages[{index}].role is {role!r}, expected one of {', '.join(ROLES)}")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            for at, part in enumerate(content):
+                if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                    raise InvalidRequest(f"messages[{index}].content[{at}] is no text part; this model reads text only")
+            content = "".join(part["text"] for part in content)
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise InvalidRequest(f"messages[{index}].content is {type(content).__name__}, expected a string")
+        checked.append({**message, "role": "system" if role == "developer" else role, "content": content})
+    return checked
+
+
+class GemmaTemplate(ChatTemplate):
+    """The format of Gemma 1, 2 and 3: `<start_of_turn>ROLE⏎TEXT<end_of_turn>⏎`, stripped; the assistant is "model".
+
+    Google's template refuses system messages and roles that do not alternate. Here, unless `strict_roles`, system
+    messages go where `system_style` says, tool results into user turns, and neighbours of the same role become one turn
+    with a blank line between.
+    """
+
+    def __init__(self, bos: str, system_style: str = "fold", strict_roles: bool = False) -> None:
+        self._bos = bos
+        self._system_style = system_style
+        self._strict = strict_roles
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    ) -> list[Piece]:
+        if tools:
+            raise TemplateError("Gemma's chat format has no place for tools")
+        checked = _checked(messages)
+        for index, message in enumerate(checked):
+            if message["content"] is None:
+                raise TemplateError(
+                    f"messages[{index}] has only tool calls, for which Gemma's chat format has no place"
+                )
+        pieces = [Piece(self._bos, True)] if self._bos else []
+        for role, text in self._google_turns(checked) if self._strict else self._turns(checked):
+            pieces += [Piece("<start_of_turn>", True), Piece(f"{role}\n{text}", False)]
+            pieces += [Piece("<end_of_turn>", True), Piece("\n", False)]
+        if add_generation_prompt:
+            pieces += [Piece("<start_of_turn>", True), Piece("model\n", False)]
+        return pieces
+
+    @staticmethod
+    def _google_turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
+        if messages[0]["role"] == "system":
+            raise TemplateError("System role not supported")
+        for index, message in enumerate(messages):
+            if (message["role"] == "user") != (index % 2 == 0):
+                raise TemplateError("Conversation roles must alternate user/assistant/user/assistant/...")
+        return [("model" if m["role"] == "assistant" else m["role"], m["content"].strip()) for m in messages]
+
+    def _turns(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
+        if messages[0]["role"] == "assistant":
+            log.warning(
+                "the chat begins with an assistant message; Gemma was trained on chats that begin with the user"
+            )
+        turns: list[tuple[str, str, list[str]]] = []  # message role, turn role, texts
+        folded: list[str] = []
+        for message in messages:
+            role, text = message["role"], message["content"].strip()
+            if role == "system" and self._system_style == "fold":
+                folded.append(text)
+                continue
+            if role == "system":
+                turn = "system" if self._system_style == "turn" else "user"
+            elif role == "assistant":
+                turn = "model"
+            else:
+                role, turn = "user", "user"
+            texts = [*folded, text] if role == "user" else [text]
+            if role == "user":
+                folded = []
+            if turns and turns[-1][0] == role:
+                turns[-1][2].extend(texts)
+            else:
+                turns.append((role, turn, texts))
+        if folded:  # no user message follows
+            if turns and turns[-1][0] == "user":
+                turns[-1][2].extend(folded)
+            else:
+                turns.append(("user", "user", folded))
+        return [(turn, "\n\n".join(filter(None, texts))) for _, turn, texts in turns]
+
+
+class FileTemplate(ChatTemplate):
+    """The template of a model file, in jinja2, as Hugging Face renders it.
+
+    Text of messages and tools is inert: a noncharacter is put into what looks like a control token in it, or could
+    become a part of one. So what looks like a control token in the rendered text is the template's own; then the
+    noncharacter is taken out again."""
+
+    def __init__(self, source: str, bos: str, eos: str, control: Iterable[str]) -> None:
+        size = len(source.encode("utf-8", "replace"))
+        if size > MAX_SOURCE:
+            raise TemplateLimit(f"the chat template has {size} bytes, at most {MAX_SOURCE} are allowed")
+        self._source = source
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        # One character cannot be taken apart; such a token stays text.
+        self._control = sorted({text for text in control if len(text) > 1}, key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, self._control)) or r"(?!)")
+        self._heads = {text[:n] for text in self._control for n in range(1, len(text))}
+        self._tails = {text[n:] for text in self._control for n in range(1, len(text))}
+        self._worker = _Worker()
+        try:
+            self.render([{"role": "user", "content": "Hello"}])
+        except _Refused as refusal:  # it may want other messages
+            log.info("%s", refusal)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    ) -> list[Piece]:
+        checked = _checked(messages)
+        try:
+            typed = json.dumps([checked, list(tools)], ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"messages and tools must be what JSON can hold: {error}") from None
+        mark = next((char for char in NONCHARACTERS if char not in typed), None)
+        if mark is None:
+            raise InvalidRequest("messages contain all noncharacters from U+FDD0 to U+FDEF")
+        variables = {
+            "messages": [{**self._inert(message, mark), "role": message["role"]} for message in checked],
+            "tools": self._inert(list(tools), mark) or None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._tokens,
+        }
+        text = self._worker.render(self._source, variables)
+        pieces, done = [], 0
+        for match in self._split.finditer(text):
+            pieces += [Piece(text[done : match.start()].replace(mark, ""), False), Piece(match.group(), True)]
+            done = match.end()
+        pieces.append(Piece(text[done:].replace(mark, ""), False))
+        return [piece for piece in pieces if piece.text]
+
+    def _inert(self, value: Any, mark: str) -> Any:
+        """`value` with every string in it made inert."""
+        if isinstance(value, Mapping):
+            return {
+                key if key in FIELDS else self._inert(str(key), mark): self._inert(v, mark) for key, v in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self._inert(item, mark) for item in value]
+        if not isinstance(value, str):
+            return value
+        text = re.sub("[\ud800-\udfff]", "\ufffd", value)
+        for token in self._control:
+            while token in text:
+                text = text.replace(token, token[0] + mark + token[1:])
+        # Between template and text, or between two texts, a control token could arise too.
+        longest = range(1, len(self._control[0]) if self._control else 1)
+        before = any(text[:n] in self._tails for n in longest) or any(text in token for token in self._control if text)
+        after = any(text[-n:] in self._heads for n in longest)
+        return mark * before + text + mark * after
+
+
+class _Refused(TemplateError):
+    """The template called raise_exception."""
+
+
+class _Worker:
+    """A process that renders templates: started when needed, ended when it exceeds a limit. Threads take turns."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end = _nothing
+
+    def render(self, source: str, variables: Mapping[str, Any]) -> str:
+        request = json.dumps({"source": source, "variables": variables}).encode()
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            try:
+                answer = self._exchange(request)
+            except BaseException:  # even of Ctrl-C: its answer must not be taken for that of the next request
+                self._end()
+                raise
+        if "limit" in answer:
+            raise TemplateLimit(f"the chat template {answer['limit']}")
+        if "error" in answer:
+            where = f", line {answer['line']}" if answer["line"] else ""
+            kind = _Refused if answer["raised"] else TemplateError
+            raise kind(f"chat template{where}: {answer['error']}")
+        return str(answer["text"])
+
+    def _start(self) -> None:
+        self._end()
+        script = Path(__file__).with_name("template_worker.py")
+        found = [str(Path(str(module.__file__)).parents[1]) for module in (jinja2, markupsafe)]
+        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}  # and no secret
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-X", "utf8", str(script), *found],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=kept,
+            cwd="/",
+        )
+        self._end = weakref.finalize(self, _end, self._process)
+        try:
+            _receive(self._process, START_TIMEOUT)
+        except (EOFError, TimeoutError):
+            self._end()
+            raise InternalError(f"the worker for chat templates does not start: {script}") from None
+
+    def _exchange(self, request: bytes) -> dict[str, Any]:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(struct.pack(">I", len(request)) + request)
+            process.stdin.flush()
+            return _receive(process, RENDER_TIMEOUT)
+        except TimeoutError:
+            raise TemplateLimit(f"the chat template does not finish within {RENDER_TIMEOUT:g} s") from None
+        except (EOFError, BrokenPipeError):
+            too_long = process.wait() == -signal.SIGPROF
+            reason = "computes for more than one second" if too_long else "needs too much memory"
+            raise TemplateLimit(f"the chat template {reason}") from None
+
+
+def _nothing() -> None:
+    """Ends no process."""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            with contextlib.suppress(BrokenPipeError):  # a request that was not taken
+                stream.close()
+
+
+def _receive(process: subprocess.Popen[bytes], timeout: float) -> dict[str, Any]:
+    """The worker's next frame. Raises EOFError if it ends before, TimeoutError after `timeout` seconds."""
+    assert process.stdout is not None
+    file = process.stdout.fileno()
+    deadline = time.monotonic() + timeout
+
+    def read(n: int) -> bytes:
+        data = bytearray()
+        while len(data) < n:
+            if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            part = os.read(file, n - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    (n,) = struct.unpack(">I", read(4))
+    answer: dict[str, Any] = json.loads(read(n))
+    return answer
