@@ -12,6 +12,7 @@ import gemmart
 import numpy as np
 import program
 import pytest
+from gemmart import cli
 from tiny import GEMMA_TEMPLATE, write_tiny
 
 GREEDY = gemmart.Sampling(temperature=0)
@@ -151,6 +152,10 @@ def test_sampling_flags_reach_the_sampler(home: Path, chat_file: Path, model: ge
         temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.95, repeat_penalty=1.3, repeat_last_n=32,
         presence_penalty=0.5, frequency_penalty=0.25, logit_bias={300: 2, 301: -3},
     )  # fmt: skip
+    given = cli.run.make_context("run", [str(chat_file), *flags]).params
+    assert cli._generation(given) == {
+        "sampling": sampling, "seed": 7, "max_tokens": 40, "stop": (), "ignore_eos": False
+    }  # fmt: skip
     expected = model.generate("hello", sampling, seed=7, max_tokens=40)
     found = json.loads(program.run(chat_file, "--cli", "-p", "hello", "--json", *flags, home=home).stdout)
     assert found["tokens"] == list(expected.tokens)
@@ -409,7 +414,7 @@ def test_tokenize(home: Path, chat_file: Path, model: gemmart.Model) -> None:
 def test_an_unexpected_error_is_one_line_and_with_vv_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gemmart import cli, doctor
+    from gemmart import doctor
 
     monkeypatch.setattr(doctor, "report", lambda: 1 / 0)
     assert cli.main(["doctor"]) == 70
