@@ -5,10 +5,11 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from gemmart import _core
-from gemmart.errors import InvalidRequest
 from gguf import quants
 from numpy.typing import NDArray
+
+from gemmart import _core
+from gemmart.errors import InvalidRequest
 
 FORMATS = {name: (type_id, size, n_bytes) for name, type_id, size, n_bytes in _core.formats()}
 NOT_YET = {"NVFP4"}  # no Gemma file carries it

@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+
 from gemmart import _core
 from gemmart.errors import (
     GemmartError,

@@ -6,6 +6,7 @@ import io
 import os
 
 import pytest
+
 from gemmart import progress
 
 

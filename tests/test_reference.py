@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from gguf import GGUFReader
+
+import reference
 from tiny import FAMILIES, FORMATS, write_tiny
 
 SHARED = Path(os.environ.get("GEMMART_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from gemmart.errors import InvalidRequest, ModelFormatError
 from gemmart.sampling import (
     FIRST_CANDIDATES,

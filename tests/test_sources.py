@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from faulty_server import Hub
 from gemmart import errors, sources
 from gemmart.sources import hub, resolve, store, wheels

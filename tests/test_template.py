@@ -15,6 +15,7 @@ import jinja2
 import jinja2.sandbox
 import psutil
 import pytest
+
 from gemmart.errors import InvalidRequest, TemplateError, TemplateLimit
 from gemmart.template import MAX_SOURCE, ChatTemplate, FileTemplate, GemmaTemplate
 from vocab_reader import Metadata

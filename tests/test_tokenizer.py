@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from gemmart.errors import InvalidRequest, ModelFormatError, UnsupportedModel
 from gemmart.tokenizer import Recogniser, Tokenizer, Vocabulary
 from vocab_reader import Metadata

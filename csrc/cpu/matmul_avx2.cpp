@@ -5,7 +5,7 @@ namespace gemmart::cpu {
 namespace {
 
 struct Avx2 {
-    static constexpr int kLanes = 8, kTile = 4, kDirect = 4;
+    static constexpr int kLanes = 8, kTile = 4;
     using F = __m256;
     using B = __m256i;
 
@@ -34,7 +34,6 @@ struct Avx2 {
     static GEMMART_INLINE F from_s8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)); }
 
     static GEMMART_INLINE B load_bytes(Bytes p) { return _mm256_loadu_si256((const __m256i*)p); }
-    static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm256_storeu_si256((__m256i*)p, x); }
     static GEMMART_INLINE B low_nibble(B x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static GEMMART_INLINE B high_nibble(B x) { return low_nibble(_mm256_srli_epi16(x, 4)); }
     static GEMMART_INLINE B with_bit4(B x, Bytes bits) {
@@ -61,7 +60,7 @@ struct Avx2 {
     struct Dot {
         // Slots whose pair sums, each at most 2 · (2^bits − 1) · 127, fit together in int16.
         static constexpr int kTogether = kBits == 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
-        __m256i total = _mm256_setzero_si256(), pairs = _mm256_setzero_si256();
+        __m256i total, pairs;
 
         template <int S>
         GEMMART_INLINE void add(B u, const int8_t* q) {
@@ -70,6 +69,7 @@ struct Avx2 {
             B x = _mm256_set1_epi32(four);
             if constexpr (kBits == 8) x = _mm256_sign_epi8(x, u), u = _mm256_abs_epi8(u);
             const B two = _mm256_maddubs_epi16(u, x);
+            if constexpr (S == 0) total = _mm256_setzero_si256();
             if constexpr (S % kTogether == 0) {
                 if constexpr (S > 0) widen();
                 pairs = two;

@@ -8,7 +8,7 @@ namespace gemmart::cpu {
 namespace {
 
 struct Avx512 {
-    static constexpr int kLanes = 16, kTile = 8, kDirect = 4;
+    static constexpr int kLanes = 16, kTile = 8;
     using F = __m512;
     using B = __m512i;
 
@@ -35,7 +35,6 @@ struct Avx512 {
     static GEMMART_INLINE F from_s8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
 
     static GEMMART_INLINE B load_bytes(Bytes p) { return _mm512_loadu_si512(p); }
-    static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm512_storeu_si512(p, x); }
     static GEMMART_INLINE B low_nibble(B x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
     static GEMMART_INLINE B high_nibble(B x) { return low_nibble(_mm512_srli_epi16(x, 4)); }
     static GEMMART_INLINE B with_bit4(B x, Bytes bits) {
@@ -51,11 +50,12 @@ struct Avx512 {
 
     template <int kBits>
     struct Dot {
-        __m512i total = _mm512_setzero_si512();
+        __m512i total;
         template <int S>
         GEMMART_INLINE void add(B u, const int8_t* q) {
             int four;
             __builtin_memcpy(&four, q, 4);
+            if constexpr (S == 0) total = _mm512_setzero_si512();
             total = _mm512_dpbusd_epi32(total, u, _mm512_set1_epi32(four));
         }
         GEMMART_INLINE void add(const Dot& other) { total = _mm512_add_epi32(total, other.total); }

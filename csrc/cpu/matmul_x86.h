@@ -1,18 +1,18 @@
-// Matrix products on panels for the x86 ISAs, written once over a vector type V, which the ISA's file defines with its
+// Matrix products for the x86 ISAs, written once over a vector type V, which the ISA's file defines with its
 // intrinsics. Everything is in an unnamed namespace: each ISA compiles its own copy.
 //
-// A tile is V::kLanes rows × C columns of one column group, its sums in registers. Few columns read the packed block;
-// many read a copy in scratch, whose bytes, scales and offsets were unpacked once. Both are the same code over another
-// source, hence the same operations on each sum; between chunks of k the sums stay in `out`.
+// A tile is V::kLanes rows × C columns of one column group, its sums in registers. It reads the packed blocks, however
+// many columns there are: bytes, scales and offsets are unpacked in registers beside the multiplications, which hides
+// most of the cost for eight columns already, and each sum is the same chain of operations in every call.
 //
 // V has
-//   kLanes; kTile, columns that the registers hold; kDirect, columns up to which unpacking does not pay;
+//   kLanes; kTile, columns that the registers hold
 //   F, B: kLanes floats, kLanes × 4 bytes
 //   zero, load, load_some, store, store_some, broadcast, mul, add, fma (a · b + c), fnma (c − a · b)
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
 //   low_nibble, high_nibble, with_bit4, with_bits45: to the bytes of a slot
 //   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
-//   Dot<bits>: integer sums of weights of so many bits; add(u, q, s) takes slots in order
+//   Dot<bits>: integer sums of weights of so many bits; add<s>(u, q) takes slots in order, from 0
 #pragma once
 
 #include <immintrin.h>
@@ -156,46 +156,14 @@ struct Q6_K {
     }
 };
 
-// What unpack() leaves in scratch: a group is u [8 slots][16][4], scale [kParts][16], offset [kParts][16].
-template <typename V, typename Packed>
-struct Unpacked {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = Packed::kParts, kBits = Packed::kBits;
-    static constexpr int kBytes = 512 + 2 * kParts * kPanel * 4;
-    template <int, int S>
-    static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
-        return V::load_bytes(p + 64 * S + 4 * lane);
-    }
-    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, kParts>& out) {
-        const auto* floats = reinterpret_cast<const float*>(p + 512) + lane;
-        for (int i = 0; i < kParts; ++i) {
-            out.scale[i] = V::load(floats + i * kPanel);
-            out.offset[i] = V::load(floats + (kParts + i) * kPanel);
-        }
-    }
-};
-
-template <typename V, typename Packed>
-void unpack(Bytes p, int n_blocks, uint8_t* out) {
-    constexpr int kGroups = Packed::kColumns / kGroup, kParts = Packed::kParts;
-    for (int block = 0; block < n_blocks; ++block, p += Packed::kBytes, out += kGroups * Unpacked<V, Packed>::kBytes)
-        for (int lane = 0; lane < kPanel; lane += V::kLanes) {
-            Scales<V, kGroups * kParts> scales;
-            Packed::scales(p, lane, scales);
-            for (int turn = 0; turn < kGroups; turn += Packed::kTurn)
-                unroll<Packed::kTurn>([&](auto j) __attribute__((always_inline)) {
-                    constexpr int J = decltype(j)::value;
-                    uint8_t* to = out + (turn + J) * Unpacked<V, Packed>::kBytes;
-                    unroll<8>([&](auto s) __attribute__((always_inline)) {
-                        constexpr int S = decltype(s)::value;
-                        V::store_bytes(to + 64 * S + 4 * lane, Packed::template slot<J, S>(p, turn + J, lane));
-                    });
-                    auto* floats = reinterpret_cast<float*>(to + 512) + lane;
-                    for (int i = 0; i < kParts; ++i) {
-                        V::store(floats + i * kPanel, scales.scale[(turn + J) * kParts + i]);
-                        V::store(floats + (kParts + i) * kPanel, scales.offset[(turn + J) * kParts + i]);
-                    }
-                });
-        }
+// While group g is worked on: an eighth of the block that comes kAhead bytes later, into L2. The parts of a large block
+// are read side by side, which hides the stream from the hardware.
+template <typename Source>
+GEMMART_INLINE void prefetch(Bytes p, int g) {
+    constexpr int kAhead = 16384;
+    if constexpr (Source::kColumns == kBlock)
+        for (int i = 0; i < Source::kBytes / 8; i += 64)
+            _mm_prefetch(p + kAhead + g * (Source::kBytes / 8) + i, _MM_HINT_T1);
 }
 
 // ---- Sources of float weights: load<K % 2>(panel, k) is column k.
@@ -261,6 +229,7 @@ struct IntegerTile {
             for (int turn = 0; turn < kGroups; turn += Source::kTurn)
                 unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
                     constexpr int J = decltype(j)::value;
+                    prefetch<Source>(panel, turn + J);
                     typename V::F t[C];
                     unroll<kParts>([&](auto part) __attribute__((always_inline)) {
                         constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;
@@ -344,8 +313,7 @@ struct FloatTile {
 
 // ---- Drivers
 
-// Columns [k0, k0 + n_cols) of consecutive panels, which stand at `panels` and belong to rows from `row`, times all
-// columns of x.
+// Columns [k0, k0 + n_cols) of consecutive panels, whose first row is `row`.
 struct Span {
     Bytes panels;
     size_t stride;
@@ -390,47 +358,15 @@ void multiply(const Span& w, const Activations& x, float* out, size_t ld_out) {
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-template <typename V, typename Packed>
-void matmul_integer(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
-                    std::byte* scratch) {
-    const auto* data = reinterpret_cast<Bytes>(w.data);
-    if (x.n_tokens <= V::kDirect) {
-        for (int panel = panel_begin; panel < panel_end; ++panel)
-            multiply<V, IntegerTile, Packed>(
-                {data + panel * w.stride, w.stride, 1, panel * kPanel, w.n_rows, 0, w.n_cols}, x, out, ld_out);
-        return;
-    }
-    // A chunk of activations, 8 × 2048 bytes, stays in L1 while the panels of a span pass it from half of the scratch.
-    using Source = Unpacked<V, Packed>;
-    constexpr int kChunk = 2048, kStride = kChunk / kGroup * Source::kBytes;
-    constexpr int kPanels = static_cast<int>(kScratchBytes) / 2 / kStride;
-    auto* unpacked = reinterpret_cast<uint8_t*>(scratch);
-    for (int panel = panel_begin; panel < panel_end; panel += kPanels) {
-        const int n_panels = least(kPanels, panel_end - panel);
-        for (int k = 0; k < w.n_cols; k += kChunk) {
-            const int n_cols = least(kChunk, w.n_cols - k);
-            for (int i = 0; i < n_panels; ++i)
-                unpack<V, Packed>(data + (panel + i) * w.stride + k / Packed::kColumns * Packed::kBytes,
-                                  n_cols / Packed::kColumns, unpacked + i * kStride);
-            multiply<V, IntegerTile, Source>({unpacked, kStride, n_panels, panel * kPanel, w.n_rows, k, n_cols}, x, out,
-                                             ld_out);
-        }
-    }
-}
+constexpr int kBlockPanels = 4;  // panels that stay in L2 while the column groups pass
 
-constexpr int kFloatPanels = 4, kFloatChunk = 1024;  // 256 KiB of float32
-
-template <typename V, typename Source>
-void matmul_float(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
-                  std::byte*) {
-    const int column_bytes = static_cast<int>(w.stride / w.n_cols);
-    const int chunk = x.n_tokens > kMaxWidth ? kFloatChunk : w.n_cols;
-    for (int panel = panel_begin; panel < panel_end; panel += kFloatPanels)
-        for (int k = 0; k < w.n_cols; k += chunk)
-            multiply<V, FloatTile, Source>(
-                {reinterpret_cast<Bytes>(w.data) + panel * w.stride + k * column_bytes, w.stride,
-                 least(kFloatPanels, panel_end - panel), panel * kPanel, w.n_rows, k, least(chunk, w.n_cols - k)},
-                x, out, ld_out);
+template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
+void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                   std::byte*) {
+    for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels)
+        multiply<V, Tile, Source>({reinterpret_cast<Bytes>(w.data) + panel * w.stride, w.stride,
+                                   least(kBlockPanels, panel_end - panel), panel * kPanel, w.n_rows, 0, w.n_cols},
+                                  x, out, ld_out);
 }
 
 // out [n_cols][16] <- 4 rows [n_cols] of `stride` floats
@@ -449,13 +385,13 @@ template <typename V>
 void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                  std::byte* scratch) {
     const FormatInfo& format = format_of(w.dtype);
+    constexpr int kChunk = 1024, kStride = kChunk * kPanel;
     auto* panels = reinterpret_cast<float*>(scratch);
-    constexpr int kStride = kFloatChunk * kPanel;
-    float* rows = panels + kFloatPanels * kStride;  // 4 rows of a chunk
-    for (int panel = panel_begin; panel < panel_end; panel += kFloatPanels) {
-        const int n_panels = least(kFloatPanels, panel_end - panel);
-        for (int k = 0; k < w.n_cols; k += kFloatChunk) {
-            const int n_cols = least(kFloatChunk, w.n_cols - k);
+    float* rows = panels + kBlockPanels * kStride;  // 4 rows of a chunk
+    for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels) {
+        const int n_panels = least(kBlockPanels, panel_end - panel);
+        for (int k = 0; k < w.n_cols; k += kChunk) {
+            const int n_cols = least(kChunk, w.n_cols - k);
             const size_t at = static_cast<size_t>(k / format.block_size) * format.block_bytes;
             for (int i = 0; i < n_panels * kPanel; i += 4) {
                 for (int r = 0; r < 4; ++r) {  // rows beyond the last one are decoded again and not stored
@@ -475,16 +411,16 @@ template <typename V>
 void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                 std::byte* scratch) {
     auto* multiply = !w.packed                ? matmul_rows<V>
-                     : w.dtype == DType::Q4_0 ? matmul_integer<V, Q4_0<V>>
-                     : w.dtype == DType::Q4_1 ? matmul_integer<V, Q4_1<V>>
-                     : w.dtype == DType::Q5_0 ? matmul_integer<V, Q5_0<V>>
-                     : w.dtype == DType::Q8_0 ? matmul_integer<V, Q8_0<V>>
-                     : w.dtype == DType::Q4_K ? matmul_integer<V, Q4_K<V>>
-                     : w.dtype == DType::Q5_K ? matmul_integer<V, Q5_K<V>>
-                     : w.dtype == DType::Q6_K ? matmul_integer<V, Q6_K<V>>
-                     : w.dtype == DType::F32  ? matmul_float<V, F32<V>>
-                     : w.dtype == DType::F16  ? matmul_float<V, F16<V>>
-                                              : matmul_float<V, BF16<V>>;
+                     : w.dtype == DType::Q4_0 ? matmul_panels<V, IntegerTile, Q4_0<V>>
+                     : w.dtype == DType::Q4_1 ? matmul_panels<V, IntegerTile, Q4_1<V>>
+                     : w.dtype == DType::Q5_0 ? matmul_panels<V, IntegerTile, Q5_0<V>>
+                     : w.dtype == DType::Q8_0 ? matmul_panels<V, IntegerTile, Q8_0<V>>
+                     : w.dtype == DType::Q4_K ? matmul_panels<V, IntegerTile, Q4_K<V>>
+                     : w.dtype == DType::Q5_K ? matmul_panels<V, IntegerTile, Q5_K<V>>
+                     : w.dtype == DType::Q6_K ? matmul_panels<V, IntegerTile, Q6_K<V>>
+                     : w.dtype == DType::F32  ? matmul_panels<V, FloatTile, F32<V>>
+                     : w.dtype == DType::F16  ? matmul_panels<V, FloatTile, F16<V>>
+                                              : matmul_panels<V, FloatTile, BF16<V>>;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 # Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
 _HOMES = {
     "errors": (
-        "Cancelled ChecksumError ContextOverflow DeviceError DiskFull DownloadError GemmartError InternalError InvalidRequest "
-        "ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError TemplateLimit TruncatedModel "
-        "UnsupportedModel"
+        "Cancelled ChecksumError ContextOverflow DeviceError DiskFull DownloadError GemmartError InternalError "
+        "InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError "
+        "TemplateLimit TruncatedModel UnsupportedModel"
     ),
     "model": "Model Session Stream devices load plan",
     "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",

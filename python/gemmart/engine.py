@@ -1,9 +1,8 @@
 """The loop that computes: it admits requests, makes a batch, runs it, samples and hands out tokens.
 
-One thread runs it; any thread may submit and cancel. Each step is all sequences that decode, one row each, and as much of the waiting
-prompts as the batch still holds, shared fairly. What a sequence says does not depend on its company: the core's results are the same
-bits in every batch, and draws depend on seed and position alone.
-"""
+One thread runs it; any thread may submit and cancel. Each step is all sequences that decode, one row each, and as much
+of the waiting prompts as the batch still holds, shared fairly. What a sequence says does not depend on its company: the
+core's results are the same bits in every batch, and draws depend on seed and position alone."""
 
 from __future__ import annotations
 
@@ -57,7 +56,8 @@ class Engine:
         self._tokenizer = tokenizer
         self.n_ctx = n_ctx
         self._n_batch = n_batch
-        # Pages that a sequence can hold at once of the windowed layers: what they see, what a rewind needs, what a step adds.
+        # Pages that a sequence can hold at once of the windowed layers: what they see, what a rewind needs, what a step
+        # adds.
         self._window_pages = _pages(window + _core.KV_SLACK + n_batch) + 2
         self._inbox: deque[Request] = deque()
         self._active: list[_Sequence] = []

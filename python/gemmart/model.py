@@ -31,8 +31,9 @@ Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
 SMALL_DIM = 1024
-"""Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576) and
-Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work is small."""
+"""Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576)
+and Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work
+is small."""
 
 
 def load(
@@ -54,16 +55,19 @@ def load(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Model:
-    """Load a model: a path to a GGUF file, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT" or "pypi:NAME"; None: the default.
+    """Load a model: a path to a GGUF file, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT" or "pypi:NAME"; None:
+    the default.
 
-    ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is kept for; more
-    and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the physical cores that may be used.
-    kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply quantised weights with activations of nearly
-    float32 precision instead of 8 bits, which costs prompt speed; None: for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's.
-    system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are
-    an error. offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
+    ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is
+    kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
+    physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
+    quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
+    for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's. system_style: how a Gemma
+    model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error.
+    offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
 
-    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError, InvalidRequest."""
+    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
+    InvalidRequest."""
     check_device(gpu, ngl, device)
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
@@ -93,21 +97,24 @@ def plan(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> MemoryPlan:
-    """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but never OutOfMemory."""
+    """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but
+    never OutOfMemory."""
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
     return make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type)
 
 
 def devices() -> list[Device]:
-    """What can run a model here: in this release, the CPU. Raises DeviceError where GEMMART_ISA names what cannot be used."""
+    """What can run a model here: in this release, the CPU. Raises DeviceError where GEMMART_ISA names what cannot be
+    used."""
     return [Device("cpu", "the processor of this machine", _core.kernels.running_isa(), available_memory())]
 
 
 class Model:
     """A loaded model. Any number of threads may call it; its answers do not depend on what else it is asked.
 
-    Made by load(). A context manager; close() frees the memory. Using it after close() or after a fork raises InvalidRequest."""
+    Made by load(). A context manager; close() frees the memory. Using it after close() or after a fork raises
+    InvalidRequest."""
 
     def __init__(
         self,
@@ -141,10 +148,16 @@ class Model:
             if vocabulary.n_tokens != self.info.n_vocab:
                 raise InternalError(f"{path}: {vocabulary.n_tokens} tokens, but {self.info.n_vocab} embeddings")
             self._tokenizer = Tokenizer(vocabulary)
+            names = [
+                "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
+                for id in (vocabulary.bos, vocabulary.eos)
+            ]
             self._template = ChatTemplate.for_model(
                 template if template is not None else self.info.chat_template,
-                architecture=self.info.family,
-                tokenizer=self._tokenizer,
+                self.info.family,
+                bos=names[0],
+                eos=names[1],
+                control=self._tokenizer.control_texts,
                 system_style=system_style,
                 strict_roles=strict_roles,
             )
@@ -188,13 +201,13 @@ class Model:
     ) -> Stream:
         """The same as a Stream of Deltas.
 
-        sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in the result.
-        max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of it. logprobs: how many
-        alternatives to report for each token (0 to 20). parse_special: control tokens in the prompt's text are recognised.
-        ignore_eos: tokens that end an answer are never chosen.
+        sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in
+        the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
+        it. logprobs: how many alternatives to report for each token (0 to 20). parse_special: control tokens in the
+        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen.
 
-        Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged, Cancelled (the
-        model was closed)."""
+        Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
+        Cancelled (the model was closed)."""
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
@@ -242,10 +255,9 @@ class Model:
                 stream.close()
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n, n_vocab]."""
-        stream = self._start(
-            Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True)
-        )
+        """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n,
+        n_vocab]."""
+        stream = self._start(Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True))
         parts: list[NDArray[np.float32]] = []
         for event in stream.events():
             if isinstance(event, np.ndarray):
@@ -257,7 +269,8 @@ class Model:
         return self._tokenizer.encode(text, bos=bos, special=special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest for an id outside the vocabulary."""
+        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest for an id outside the
+        vocabulary."""
         return self._tokenizer.decode(self._check_ids(tokens), special=special)
 
     def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
@@ -265,9 +278,10 @@ class Model:
         return self._require_template().text(messages, add_generation_prompt=add_generation_prompt)
 
     def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """The token ids that a conversation becomes; nothing a message says can become a control token. Raises TemplateError."""
+        """The token ids that a conversation becomes; nothing a message says can become a control token. Raises
+        TemplateError."""
         pieces = self._require_template().render(messages, add_generation_prompt=add_generation_prompt)
-        return self._tokenizer.encode_pieces(pieces)
+        return self._tokenizer.encode_pieces(pieces, bos=True)
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that grows turn by turn. Raises TemplateError for a base model."""
@@ -277,8 +291,6 @@ class Model:
     def close(self) -> None:
         """End what runs, free the memory. Closing twice does no harm."""
         self._engine.close()
-        if self._template is not None:
-            self._template.close()
 
     def __enter__(self) -> Self:
         return self
@@ -299,7 +311,9 @@ class Model:
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
-            raise TemplateError(f"{self.info.path} has no chat template: it is a base model; use generate() on plain text")
+            raise TemplateError(
+                f"{self.info.path} has no chat template: it is a base model; use generate() on plain text"
+            )
         return self._template
 
 
@@ -344,7 +358,9 @@ class Stream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -353,7 +369,8 @@ class Stream:
 
 
 class Session:
-    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what is new."""
+    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what
+    is new."""
 
     def __init__(self, model: Model, messages: list[Message]) -> None:
         self._model = model
@@ -370,11 +387,13 @@ class Session:
         return len(self.tokens), self._model.ctx
 
     def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
-        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as before."""
+        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as
+        before."""
         return self.stream(content, sampling, **options).result()
 
     def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Stream:
-        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there is of it."""
+        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there
+        is of it."""
         turn = {"role": "user", "content": content}
         stream = self._model.stream_chat([*self.messages, turn], sampling, **options)
         return _Turn(stream, self, turn)
@@ -453,4 +472,5 @@ def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
 def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
     """The file's own sampling advice, `general.sampling.*`."""
     prefix = "general.sampling."
-    return {key.removeprefix(prefix): gguf.get(key) for key in gguf.keys() if key.startswith(prefix)}
+    keys = gguf.keys()
+    return {key.removeprefix(prefix): gguf.get(key) for key in keys if key.startswith(prefix)}

@@ -19,8 +19,8 @@ def check_device(gpu: str, ngl: str | int, device: str | None) -> None:
     if gpu in ("auto", "none") and ngl in ("auto", 0) and device in (None, "cpu"):
         return
     raise DeviceError(
-        f"gpu={gpu!r}, ngl={ngl!r}, device={device!r}: this release of gemmart has no GPU module and computes on the CPU; "
-        "leave them at 'auto', or gpu='none'"
+        f"gpu={gpu!r}, ngl={ngl!r}, device={device!r}: this release of gemmart has no GPU module and computes "
+        "on the CPU; leave them at 'auto', or gpu='none'"
     )
 
 
@@ -29,8 +29,8 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan for a model file with these options.
 
-    ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped, with a warning.
-    Raises InvalidRequest naming the option."""
+    ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
+    with a warning. Raises InvalidRequest naming the option."""
     for name, value, limit in (("parallel", parallel, 1024), ("batch", batch, 65536), ("threads", threads, 1024)):
         if value is not None and not 1 <= value <= limit:
             raise InvalidRequest(f"{name}: {value} is outside 1 to {limit}")
@@ -77,6 +77,6 @@ def check_fits(plan: MemoryPlan, path: str) -> None:
             for n in (plan.total_bytes, plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.available_bytes)
         ]
         raise OutOfMemory(
-            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), but "
-            f"{mib[4]} MiB are available; choose a smaller ctx, kv_type='q8_0', or a smaller file"
+            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), "
+            f"but {mib[4]} MiB are available; choose a smaller ctx, kv_type='q8_0', or a smaller file"
         )

@@ -85,7 +85,8 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a model will take with these options. `kv_bytes` when every page is in use; it is touched only as sequences grow."""
+    """Bytes that a model will take with these options. `kv_bytes` when every page is in use; it is touched only as
+    sequences grow."""
 
     ctx: int
     parallel: int

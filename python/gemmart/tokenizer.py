@@ -177,6 +177,7 @@ class Tokenizer:
         self.bos, self.eos = vocabulary.bos, vocabulary.eos
         marks = (vocabulary.types == CONTROL) | (vocabulary.types == UNKNOWN)
         control = {vocabulary.token(id).decode("utf-8", "replace"): int(id) for id in np.nonzero(marks)[0][::-1]}
+        self.control_texts = tuple(control)
         self._is_control = marks.tobytes()
         self._pieces: dict[int, bytes] = {}  # those asked for so far
         self._recognise = Recogniser(control)

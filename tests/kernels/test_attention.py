@@ -3,6 +3,7 @@ were not stored hold NaN, and pages that no row sees are null."""
 
 import numpy as np
 import pytest
+
 from gemmart._core import kernels
 
 KV_TYPES = ["f32", "f16", "bf16", "q8_0"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from gemmart._core import kernels
 
 LENGTHS = [*range(1, 71), 128, 1000, 2304, 4099]
