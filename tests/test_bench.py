@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import program
 import pytest
+
+import program
 from gemmart import _core, bench
 from gemmart.errors import InvalidRequest
 from tiny import write_tiny

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gemmart
 import numpy as np
-import program
 import pytest
+
+import gemmart
+import program
 from gemmart import cli
 from tiny import GEMMA_TEMPLATE, write_tiny
 
