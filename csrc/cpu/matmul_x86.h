@@ -275,22 +275,24 @@ template <typename V, typename Source, int W, int C>
 struct FloatTile {
     static constexpr int kPanels = C < 4 ? 4 / C : 1;  // chains enough for the latency of a multiplication
 
+    template <int P, typename F>  // f(panel, column)
+    static GEMMART_INLINE void each(F f) {
+        unroll<P * C>([&](auto i) __attribute__((always_inline)) {
+            f(Index<decltype(i)::value / C>{}, Index<decltype(i)::value % C>{});
+        });
+    }
+
     template <int P = kPanels>
     static void multiply(Bytes panel, size_t stride, int n_cols, const Activations& activations, size_t at, int column,
                          const Target& to, int lane) {
         const float* x = activations.x + at + column;
         typename V::F sum[P][C];
-        auto each = [](auto f) __attribute__((always_inline)) {
-            unroll<P * C>([&](auto i) __attribute__((always_inline)) {
-                f(Index<decltype(i)::value / C>{}, Index<decltype(i)::value % C>{});
-            });
-        };
-        each([&](auto p, auto c) __attribute__((always_inline)) {
+        each<P>([&](auto p, auto c) __attribute__((always_inline)) {
             sum[p.value][c.value] = load_sum<V>(to, c.value, p.value * kPanel + lane);
         });
         for (int k = 0; k < n_cols; k += kGroup) {
             typename V::F part[P][C];
-            each([&](auto p, auto c) __attribute__((always_inline)) { part[p.value][c.value] = V::set(0); });
+            each<P>([&](auto p, auto c) __attribute__((always_inline)) { part[p.value][c.value] = V::set(0); });
             for (int i = k; i < k + kGroup; i += 2)
                 unroll<2>([&](auto odd) __attribute__((always_inline)) {
                     unroll<P>([&](auto p) __attribute__((always_inline)) {
@@ -301,11 +303,11 @@ struct FloatTile {
                         });
                     });
                 });
-            each([&](auto p, auto c) __attribute__((always_inline)) {
+            each<P>([&](auto p, auto c) __attribute__((always_inline)) {
                 sum[p.value][c.value] = V::add(sum[p.value][c.value], part[p.value][c.value]);
             });
         }
-        each([&](auto p, auto c) __attribute__((always_inline)) {
+        each<P>([&](auto p, auto c) __attribute__((always_inline)) {
             const int row = p.value * kPanel + lane;
             V::store_some(to.out + c.value * to.ld + row, sum[p.value][c.value], to.n_rows - row);
         });
