@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gemmart
 import pexpect
-import program
 import pytest
+
+import gemmart
+import program
 from gemmart.terminal import SHOWN
 from tiny import write_tiny
 
