@@ -116,6 +116,8 @@ def test_stdin_is_added_after_a_blank_line(home: Path, chat_file: Path, model: g
     done = program.run(chat_file, "-p", "hello", *GREEDY_FLAGS, home=home, stdin="that was")
     assert done.stdout.decode().rstrip("\n") == answer_to(model, "hello\n\nthat was")[0].rstrip("\n")
     assert done.stdout != program.run(chat_file, "-p", "hello", *GREEDY_FLAGS, home=home).stdout
+    dash = program.run(chat_file, "-p", "-", *GREEDY_FLAGS, home=home, stdin="that was")  # a prompt like any other
+    assert dash.stdout.decode().rstrip("\n") == answer_to(model, "-\n\nthat was")[0].rstrip("\n")
 
 
 def test_system_prompt(home: Path, chat_file: Path, model: gemmart.Model) -> None:
@@ -218,11 +220,15 @@ def test_piped_chat_takes_a_line_as_a_turn(home: Path, chat_file: Path, model: g
 # Stopping
 
 
-def test_closed_pipe(home: Path, chat_file: Path) -> None:
-    running = subprocess.Popen(
-        [*program.COMMAND, str(chat_file), "hello", "--ignore-eos"],
+def start(home: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*program.COMMAND, *map(str, arguments)],
         env=program.environment(home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def test_closed_pipe(home: Path, chat_file: Path) -> None:
+    running = start(home, chat_file, "hello", "--ignore-eos")
     assert running.stdout is not None
     assert running.stdout.read(10)
     running.stdout.close()
@@ -244,27 +250,32 @@ def test_full_disk_and_closed_streams(home: Path, chat_file: Path) -> None:
         assert b"Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("flags", [(), ("--json",)])
-def test_ctrl_c_keeps_the_half_answer(home: Path, chat_file: Path, flags: tuple[str, ...]) -> None:
-    running = subprocess.Popen(
-        [*program.COMMAND, "run", str(chat_file), "hello", "--ignore-eos", "--temp", "0", "-v", *flags],
-        env=program.environment(home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def test_ctrl_c_keeps_the_half_answer(home: Path, chat_file: Path) -> None:
+    running = start(home, chat_file, "hello", "--ignore-eos")
     assert running.stdout is not None
-    first = running.stdout.read(10) if not flags else b""
-    if flags:  # nothing is printed before the end: wait for the model to write
-        with pytest.raises(subprocess.TimeoutExpired):
-            running.wait(5)
+    first = running.stdout.read(10)
     running.send_signal(signal.SIGINT)
     rest, error = running.communicate(timeout=60)
-    assert running.returncode == 130, error
-    assert b"Traceback" not in error
-    if flags:
-        found = json.loads(rest)
-        assert found["finish_reason"] == "cancelled"
-        assert found["text"]
-    else:
-        assert len(first + rest) > 10
+    assert running.returncode == 130
+    assert (first + rest).endswith(b"\n")
+    assert error.startswith(b"prompt: ")
+    assert error.count(b"\n") == 1
+
+
+def test_ctrl_c_with_json(home: Path, chat_file: Path) -> None:
+    for seconds in (2, 8, 32):  # until then it has begun to write; nothing tells when
+        running = start(home, chat_file, "hello", "--ignore-eos", "--json")
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(seconds)
+        running.send_signal(signal.SIGINT)
+        output, error = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert error == b""
+        if output:
+            break
+    found = json.loads(output)
+    assert found["finish_reason"] == "cancelled"
+    assert len(found["tokens"]) == found["usage"]["completion_tokens"] > 0
 
 
 # Errors

@@ -39,8 +39,8 @@ double read_bandwidth(size_t n_bytes, int n_threads) {
     check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
                                  ", expected 1 to 1024");
     const size_t n_lines = n_bytes / sizeof(Line) / n_threads;  // of a thread
-    check<std::invalid_argument>(n_lines >= 1 && n_bytes <= size_t{1} << 40, "n_bytes is ", n_bytes,
-                                 ", expected a line of 64 for each thread, and at most 2^40");
+    check<std::invalid_argument>(n_lines >= 1 && n_bytes <= size_t{1} << 32, "n_bytes is ", n_bytes,
+                                 ", expected a line of 64 for each thread, and at most 2^32");
     const size_t n_read = n_lines * sizeof(Line) * n_threads;
     Arena arena(n_read);
     const auto* lines = reinterpret_cast<const Line*>(arena.take(n_read));

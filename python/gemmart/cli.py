@@ -19,6 +19,7 @@ from gemmart.errors import Cancelled, GemmartError, InternalError
 
 if TYPE_CHECKING:
     from gemmart import Completion, Model
+    from gemmart.sources import ModelSource
     from gemmart.terminal import Messages
 
 USAGE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
@@ -313,7 +314,7 @@ def _prompt(
         if text is not None and system is not None:
             raise click.UsageError(f"--system, {name}: with --chat both give the system prompt")
         return model, None, system if text is None else text
-    if not sys.stdin.isatty() and value != "-":
+    if not sys.stdin.isatty() and (name, value) != ("-f", "-"):
         piped = _read("-", messages)
         text = "\n\n".join(part for part in (text, piped) if part) or None
         if text is None:
@@ -400,7 +401,7 @@ def show(arguments: tuple[str, ...], template: bool, **given: Any) -> int:
     from gemmart import show as show_module
 
     messages = _messages(given)
-    found = show_module.report(_source(arguments, given, messages))
+    found = show_module.report(_resolve(_only_model(arguments, given), given, messages))
     if template:
         if found["chat_template"] is None:
             raise click.UsageError(f"--template: {found['name']} is a base model: its file has no chat template")
@@ -439,6 +440,7 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
             kv_type=given["kv_type"],
             offline=given["offline"],
             progress=progress,
+            notice=messages.warn,
         )
     if given["as_json"]:
         _print_json(asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
@@ -571,11 +573,7 @@ def _only_model(arguments: Sequence[str], given: dict[str, Any]) -> str | None:
     return model
 
 
-def _source(arguments: Sequence[str], given: dict[str, Any], messages: Messages) -> Any:
-    return _resolve(_only_model(arguments, given), given, messages)
-
-
-def _resolve(ref: str | None, given: dict[str, Any], messages: Messages) -> Any:
+def _resolve(ref: str | None, given: dict[str, Any], messages: Messages) -> ModelSource:
     from gemmart import sources
 
     with messages.progress() as progress:
@@ -597,7 +595,7 @@ def _messages(given: dict[str, Any]) -> Messages:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def _version() -> str:
