@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemmart import _core
 from numpy.typing import NDArray
+
+from gemmart import _core
 from tiny import write_tiny
 
 ISAS = [name for name, _, usable, _ in _core.kernels.isas() if usable]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+
 import reference
 from conftest import ISAS, KV_TYPES, SHARED, Tiny, difference, logits_alone, open_context
 from edit import edit
@@ -73,7 +74,7 @@ ROUND_KV: dict[str, Callable[[reference.Array], reference.Array]] = {
 weights_of = lru_cache(maxsize=None)(Rounded)
 
 
-@lru_cache(maxsize=None)
+@cache
 def specified(path: Path, kv_type: str = "f32", *, rounds: bool = False, precise: bool = False) -> reference.Array:
     """Logits of IDS; `rounds`: with the core's rounding of inputs and of the cache."""
     weights = weights_of(path)
