@@ -30,6 +30,7 @@ def measure(
     threads: int | None,
     batch: int,
     kv_type: str,
+    precise: bool | None,
     offline: bool,
     progress: Progress,
     notice: Callable[[str], None],
@@ -53,6 +54,7 @@ def measure(
         threads=threads,
         batch=batch,
         kv_type=kv_type,
+        precise=precise,
         offline=True,  # it was fetched above, so that load_s is loading alone
         progress=progress,
         notice=notice,
@@ -72,7 +74,7 @@ def measure(
             decodes.append(written.timings.tokens_per_s(written.usage))
         progress("measuring", 2 * repeat, 2 * repeat)
         peak_mib = _peak_mib()
-        threads, isa = model.plan.threads, model.isa
+        threads, isa, precise = model.plan.threads, model.isa, model.precise
 
     token_bytes = weight_bytes_per_token(_core.Gguf(*place))
     least, most = BANDWIDTH_BYTES
@@ -82,6 +84,7 @@ def measure(
         "model": source.name,
         "cpu": cpu_name(),
         "isa": isa,
+        "precise": precise,
         "threads": threads,
         "prompt_tokens": prompt,
         "decode_tokens": decode,

@@ -108,6 +108,16 @@ memory_options = options(
     ),
     (("--kv-type",), {"default": "f16", "metavar": "TYPE", "help": "Keys and values: f16 (default), bf16, f32, q8_0."}),
 )
+precise_options = options(
+    "Computing",
+    (
+        ("--precise/--no-precise",),
+        {
+            "default": None,
+            "help": "Activations in nearly float32 precision instead of 8 bits, slower; default: where the model is small.",
+        },
+    ),
+)
 context_options = options(
     "Context",
     (
@@ -213,6 +223,7 @@ def cli(ctx: click.Context, version: bool) -> None:
     (("--stop",), {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."}),
     (("--ignore-eos",), flag("Go on where the model would end.")),
 )
+@precise_options
 @memory_options
 @options(
     "Computing",
@@ -383,6 +394,7 @@ def _load(ref: str | None, given: dict[str, Any], messages: Messages, **more: An
             threads=given["threads"],
             batch=given["batch"],
             kv_type=given["kv_type"],
+            precise=given["precise"],
             offline=given["offline"],
             progress=progress,
             notice=messages.warn,
@@ -472,6 +484,7 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
         {"type": AT_LEAST_1, "metavar": "N", "default": 3, "help": "How often; medians are shown; default 3."},
     ),
 )
+@precise_options
 @memory_options
 @json_option
 @message_options
@@ -489,6 +502,7 @@ def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, **g
             threads=given["threads"],
             batch=given["batch"],
             kv_type=given["kv_type"],
+            precise=given["precise"],
             offline=given["offline"],
             progress=progress,
             notice=messages.warn,
