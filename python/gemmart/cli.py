@@ -114,7 +114,7 @@ precise_options = options(
         ("--precise/--no-precise",),
         {
             "default": None,
-            "help": "Activations in nearly float32 precision instead of 8 bits, slower; default: where the model is small.",
+            "help": "Activations nearly in float32 instead of 8 bits, slower; default: for small models.",
         },
     ),
 )
