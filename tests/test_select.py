@@ -1,0 +1,111 @@
+"""The core's choice of candidates against NumPy: adjust(), then a stable sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from conftest import Tiny, open_context
+from edit import edit
+from gemmart import _core
+from gemmart.errors import InvalidRequest
+from gemmart.sampling import Settings, adjust
+
+N_VOCAB = 512
+
+
+@pytest.fixture(scope="module")
+def context(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> _core.Context:
+    """Three rows of logits of a model whose token i + 256 has the embedding of token i, so that each logit is there
+    twice."""
+    path = tiny("gemma2", vocabulary=False)
+    embedding = next(t.data for t in GGUFReader(path).tensors if t.name == "token_embd.weight").copy()
+    embedding[256:] = embedding[:256]
+    path = edit(path, tmp_path_factory.mktemp("ties") / "m.gguf", tensors={"token_embd.weight": embedding})
+    context = open_context(path)
+    context.forward(np.array([5, 9, 200], np.int32), [(context.kv.new_sequence(), 3)], [0, 1, 2])
+    return context
+
+
+def check(context: _core.Context, output: int, k: int, settings: Settings, recent: list[int]) -> None:
+    bias = settings.logit_bias
+    ids, logits, logsumexp = context.select(
+        output,
+        k,
+        bias_ids=np.array(list(bias), np.int32),
+        bias=np.array(list(bias.values()), np.float32),
+        recent=np.array(recent, np.int32),
+        repeat_penalty=settings.repeat_penalty,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+    )
+    row = adjust(context.row(output), settings, recent)
+    order = np.argsort(-row, kind="stable")[:k]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_array_equal(logits, row[order])
+    assert ids.dtype == np.int32
+    assert logits.dtype == np.float32
+    assert logsumexp == pytest.approx(np.log(np.exp(row.astype(np.float64)).sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 64, N_VOCAB - 1, N_VOCAB, 10 * N_VOCAB])
+def test_plain(context: _core.Context, k: int) -> None:
+    for output in range(3):
+        assert np.unique(context.row(output)).size <= N_VOCAB // 2  # ties everywhere
+        check(context, output, k, Settings(), [])
+
+
+def test_adjusted(context: _core.Context, rng: np.random.Generator) -> None:
+    for _ in range(300):
+        ids = rng.choice(N_VOCAB, rng.integers(0, 20), replace=False)
+        settings = Settings(
+            logit_bias={
+                int(i): float(b) for i, b in zip(ids, rng.choice([-100, -3.7, 0, 5.5, 100], len(ids)), strict=True)
+            },
+            repeat_penalty=float(rng.choice([1, 0.5, 1.3])),
+            presence_penalty=float(rng.choice([0, -1.1, 0.7])),
+            frequency_penalty=float(rng.choice([0, -0.3, 0.4])),
+            repeat_last_n=-1,
+        )
+        recent = rng.integers(0, rng.choice([3, N_VOCAB]), rng.integers(0, 30)).tolist()
+        check(context, int(rng.integers(3)), int(rng.integers(1, N_VOCAB + 1)), settings, recent)
+
+
+def test_a_token_can_be_forbidden(context: _core.Context) -> None:
+    best = context.select(0, 1)[0][0]
+    none = np.array([-np.inf] * 3, np.float32)
+    forbidden = np.array([best, 7, 11], np.int32)
+    ids, logits, logsumexp = context.select(
+        0, N_VOCAB, bias_ids=forbidden, bias=none, recent=forbidden, repeat_penalty=1.5, frequency_penalty=-2
+    )
+    assert set(ids[-3:]) == set(forbidden)
+    assert ids[-3:].tolist() == sorted(forbidden)
+    assert np.isneginf(logits[-3:]).all()
+    assert np.isfinite(logits[:-3]).all()
+    assert logsumexp == pytest.approx(np.log(np.exp(logits[:-3].astype(np.float64)).sum()), abs=1e-5)
+
+
+def test_the_row_itself_stays(context: _core.Context) -> None:
+    before = context.row(1)
+    context.select(1, 5, bias_ids=np.array([3], np.int32), bias=np.array([9], np.float32))
+    np.testing.assert_array_equal(context.row(1), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"output": 3}, r"output 3 is outside \[0, 3\)"),
+        ({"output": -1}, "output -1"),
+        ({"bias_ids": [512], "bias": [1.0]}, r"token id 512 is outside \[0, 512\)"),
+        ({"bias_ids": [-1], "bias": [1.0]}, "token id -1"),
+        ({"bias_ids": [1, 2], "bias": [1.0]}, "bias_ids has 2 elements, bias 1"),
+        ({"recent": [4, 600], "repeat_penalty": 1.1}, "token id 600"),
+    ],
+)
+def test_refused(context: _core.Context, arguments: dict, message: str) -> None:
+    dtypes = {"bias_ids": np.int32, "recent": np.int32, "bias": np.float32}
+    given = {name: np.array(v, dtypes[name]) if name in dtypes else v for name, v in arguments.items()}
+    with pytest.raises(InvalidRequest, match=message):
+        context.select(given.pop("output", 0), given.pop("k", 1), **given)
