@@ -46,6 +46,9 @@ struct Avx2 {
         const B set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, own), own);
         return _mm256_or_si256(x, _mm256_and_si256(set, _mm256_set1_epi8(16)));
     }
+    static GEMMART_INLINE B look_up(const int8_t* levels, B numbers) {
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)levels)), numbers);
+    }
     template <int J>  // bits 2 J, 2 J + 1 of `high` become bits 4, 5
     static GEMMART_INLINE B with_bits45(B x, B high) {
         const B at_four = J < 2 ? _mm256_slli_epi16(high, 4 - 2 * J) : _mm256_srli_epi16(high, 2 * J - 4);

@@ -40,6 +40,9 @@ struct Avx512 {
     static GEMMART_INLINE B with_bit4(B x, Bytes bits) {
         return _mm512_mask_add_epi8(x, _load_mask64((__mmask64*)bits), x, _mm512_set1_epi8(16));
     }
+    static GEMMART_INLINE B look_up(const int8_t* levels, B numbers) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)levels)), numbers);
+    }
     template <int J>  // bits 2 J, 2 J + 1 of `high` become bits 4, 5
     static GEMMART_INLINE B with_bits45(B x, B high) {
         const B at_four = J < 2 ? _mm512_slli_epi16(high, 4 - 2 * J) : _mm512_srli_epi16(high, 2 * J - 4);

@@ -10,7 +10,7 @@
 //   F, B: kLanes floats, kLanes × 4 bytes
 //   zero, load, load_some, store, store_some, broadcast, mul, add, fma (a · b + c), fnma (c − a · b)
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
-//   low_nibble, high_nibble, with_bit4, with_bits45: to the bytes of a slot
+//   low_nibble, high_nibble, with_bit4, with_bits45, look_up: to the bytes of a slot
 //   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
 //   Dot<bits>: integer sums of weights of so many bits; add<s>(u, q) takes slots in order, from 0
 #pragma once
@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "cpu/tables.h"
+#include "formats/iq4_nl.h"
 
 #define GEMMART_INLINE __attribute__((always_inline)) inline
 
@@ -102,6 +103,16 @@ struct Q8_0 {
 };
 
 template <typename V>
+struct IQ4_NL {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 288;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::signed_bytes(V::look_up(kIQ4Levels, Q4_0<V>::template slot<0, S>(p, g, lane)));
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) { Q8_0<V>::scales(p, lane, out); }
+};
+
+template <typename V>
 struct Q4_K {
     static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 4, kBytes = 2304;
     template <int J, int S>
@@ -137,6 +148,24 @@ struct Q5_K {
         return V::with_bit4(Q4_K<V>::template slot<J, S>(p + 512, g, lane), p + 256 + (8 * g + S) * 8 + lane / 2);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) { Q4_K<V>::scales(p, lane, out); }
+};
+
+template <typename V>
+struct IQ4_XS {
+    static constexpr int kColumns = 256, kTurn = 1, kParts = 1, kBits = 8, kBytes = 2176;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return IQ4_NL<V>::template slot<0, S>(p + 96 + g * 256, 0, lane);  // as if d stood before each group
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) {
+        const auto d = V::halves(p + 2 * lane);
+        unroll<8>([&](auto i) __attribute__((always_inline)) {
+            constexpr int g = decltype(i)::value;
+            const auto six = Q4_K<V>::template six<g>(p + 32 + lane, p + 96 + lane);
+            out.scale[g] = V::mul(d, V::add(six, V::set(-32)));
+            out.offset[g] = V::mul(V::set(V::kSignedOffset), out.scale[g]);
+        });
+    }
 };
 
 template <typename V>
@@ -413,17 +442,19 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
 template <typename V>
 void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                 std::byte* scratch) {
-    auto* multiply = !w.packed                ? matmul_rows<V>
-                     : w.dtype == DType::Q4_0 ? matmul_panels<V, IntegerTile, Q4_0<V>>
-                     : w.dtype == DType::Q4_1 ? matmul_panels<V, IntegerTile, Q4_1<V>>
-                     : w.dtype == DType::Q5_0 ? matmul_panels<V, IntegerTile, Q5_0<V>>
-                     : w.dtype == DType::Q8_0 ? matmul_panels<V, IntegerTile, Q8_0<V>>
-                     : w.dtype == DType::Q4_K ? matmul_panels<V, IntegerTile, Q4_K<V>>
-                     : w.dtype == DType::Q5_K ? matmul_panels<V, IntegerTile, Q5_K<V>>
-                     : w.dtype == DType::Q6_K ? matmul_panels<V, IntegerTile, Q6_K<V>>
-                     : w.dtype == DType::F32  ? matmul_panels<V, FloatTile, F32<V>>
-                     : w.dtype == DType::F16  ? matmul_panels<V, FloatTile, F16<V>>
-                                              : matmul_panels<V, FloatTile, BF16<V>>;
+    auto* multiply = !w.packed                  ? matmul_rows<V>
+                     : w.dtype == DType::Q4_0   ? matmul_panels<V, IntegerTile, Q4_0<V>>
+                     : w.dtype == DType::Q4_1   ? matmul_panels<V, IntegerTile, Q4_1<V>>
+                     : w.dtype == DType::Q5_0   ? matmul_panels<V, IntegerTile, Q5_0<V>>
+                     : w.dtype == DType::Q8_0   ? matmul_panels<V, IntegerTile, Q8_0<V>>
+                     : w.dtype == DType::IQ4_NL ? matmul_panels<V, IntegerTile, IQ4_NL<V>>
+                     : w.dtype == DType::IQ4_XS ? matmul_panels<V, IntegerTile, IQ4_XS<V>>
+                     : w.dtype == DType::Q4_K   ? matmul_panels<V, IntegerTile, Q4_K<V>>
+                     : w.dtype == DType::Q5_K   ? matmul_panels<V, IntegerTile, Q5_K<V>>
+                     : w.dtype == DType::Q6_K   ? matmul_panels<V, IntegerTile, Q6_K<V>>
+                     : w.dtype == DType::F32    ? matmul_panels<V, FloatTile, F32<V>>
+                     : w.dtype == DType::F16    ? matmul_panels<V, FloatTile, F16<V>>
+                                                : matmul_panels<V, FloatTile, BF16<V>>;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

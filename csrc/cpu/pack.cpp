@@ -2,6 +2,8 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "formats/iq4_nl.h"
+#include "formats/iq4_xs.h"
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q4_k.h"
@@ -53,6 +55,11 @@ void pack_q8_0(const std::byte* const* rows, std::byte* dst) {
     transpose<uint32_t>(rows, offsetof(BlockQ8_0, qs), 8, dst + 32);
 }
 
+void pack_iq4_nl(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ4_NL, d), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockIQ4_NL, qs), 4, dst + 32);
+}
+
 // d, dmin and the 6-bit scales and minimums that Q4_K and Q5_K share: 256 bytes
 void pack_k_scales(const std::byte* const* rows, size_t d, size_t dmin, size_t scales, std::byte* dst) {
     transpose<uint16_t>(rows, d, 1, dst);
@@ -102,6 +109,13 @@ void pack_q6_k(const std::byte* const* rows, std::byte* dst) {
     transpose<uint32_t>(rows, offsetof(BlockQ6_K, qh), 16, dst + 2336);
 }
 
+void pack_iq4_xs(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ4_XS, d), 1, dst);
+    transpose<uint8_t>(rows, offsetof(BlockIQ4_XS, scales_l), 4, dst + 32);
+    transpose<uint8_t>(rows, offsetof(BlockIQ4_XS, scales_h), 2, dst + 96);
+    transpose<uint32_t>(rows, offsetof(BlockIQ4_XS, qs), 32, dst + 128);
+}
+
 struct Packing {
     DType dtype;
     int columns;  // of a block, or of a part of a float row
@@ -116,6 +130,8 @@ constexpr Packing kPackings[] = {
     {DType::Q4_1, 32, pack_q4_1},
     {DType::Q5_0, 32, pack_q5_0},
     {DType::Q8_0, 32, pack_q8_0},
+    {DType::IQ4_NL, 32, pack_iq4_nl},
+    {DType::IQ4_XS, 256, pack_iq4_xs},
     {DType::Q4_K, 256, pack_q4_k},
     {DType::Q5_K, 256, pack_q5_k},
     {DType::Q6_K, 256, pack_q6_k},
