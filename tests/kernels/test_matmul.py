@@ -9,6 +9,7 @@ FORMATS = {name: (block_size, block_bytes) for name, _, block_size, block_bytes 
 FLOATS = ("F32", "F16", "BF16")
 # Bytes of a block that hold quants, and what makes them the unsigned zero of the integer kernels.
 QUANTS = {"Q4_0": (slice(2, 18), 0), "Q4_1": (slice(4, 20), 0), "Q5_0": (slice(2, 22), 0), "Q8_0": (slice(2, 34), 0x80)}
+QUANTS |= {"Q5_1": (slice(4, 24), 0), "Q2_K": (slice(16, 80), 0), "Q3_K": (slice(0, 96), 0)}
 QUANTS |= {"Q4_K": (slice(16, 144), 0), "Q5_K": (slice(16, 176), 0), "Q6_K": (slice(0, 192), 0)}
 QUANTS |= {"IQ4_NL": None, "IQ4_XS": None}  # levels, around a zero that no bits stand for
 # Byte offsets of the halves that scale a block, where it is not one at the front.
