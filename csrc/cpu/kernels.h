@@ -36,11 +36,12 @@ struct Kernels {
     void (*interleave)(const float* const* x, int w, int n_cols, float* out);
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c.
-    // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q6_K: scale0 · Σ + scale1 · Σ, two half groups),
-    // sum = sum + t · d, sum = sum − offset · ds32 (Q6_K: twice, with ds16); groups in order. Σ u q is exact.
+    // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ, two
+    // half groups), sum = sum + t · d, sum = sum − offset · ds32 (half groups: twice, with ds16); groups in order.
+    // Σ u q is exact.
     // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.
-    // Against float64: |error| <= 1e-5 · Σ |w · x|. out must not alias anything; nothing is written beyond row n_rows
-    // - 1.
+    // Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is
+    // written beyond row n_rows - 1.
     void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch);
 
