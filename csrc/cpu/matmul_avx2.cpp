@@ -12,7 +12,6 @@ struct Avx2 {
     static GEMMART_INLINE F set(float x) { return _mm256_set1_ps(x); }
     static GEMMART_INLINE F broadcast(const float* p) { return _mm256_broadcast_ss(p); }
     static GEMMART_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
-    static GEMMART_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
     static GEMMART_INLINE __m256i first(int n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }

@@ -15,7 +15,6 @@ struct Avx512 {
     static GEMMART_INLINE F set(float x) { return _mm512_set1_ps(x); }
     static GEMMART_INLINE F broadcast(const float* p) { return _mm512_set1_ps(*p); }
     static GEMMART_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-    static GEMMART_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
     static GEMMART_INLINE __mmask16 first(int n) { return n < 16 ? (1 << n) - 1 : 0xffff; }
     static GEMMART_INLINE F load_some(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
     static GEMMART_INLINE void store_some(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }

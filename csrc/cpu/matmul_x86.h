@@ -8,7 +8,8 @@
 // V has
 //   kLanes; kTile, columns that the registers hold
 //   F, B: kLanes floats, kLanes × 4 bytes
-//   zero, load, load_some, store, store_some, broadcast, mul, add, fma (a · b + c), fnma (c − a · b)
+//   set, broadcast, load, load_some, store_some (the first n), load_bytes, lane_bytes (a byte a lane)
+//   mul, add, fma (a · b + c), fnma (c − a · b)
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
 //   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up: to the bytes of a slot
 //   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
