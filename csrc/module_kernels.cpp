@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "cpu/bandwidth.h"
 #include "cpu/kernels.h"
 #include "error.h"
 #include "module.h"
@@ -244,6 +245,9 @@ void register_kernels(py::module_& parent) {
     m.def(
         "running_isa", [](const std::string& isa) { return std::string(kernels_for(isa).isa); }, py::arg("isa") = "",
         "Name of the ISA whose kernels are used; raises DeviceError where GEMMART_ISA names one that cannot be.");
+    m.def("read_bandwidth", read_bandwidth, py::arg("n_bytes"), py::arg("n_threads"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Bytes a second at which n_threads threads read n_bytes from huge pages: the best of several passes.");
     m.def(
         "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
         py::arg("format"), "Whether the format has a packed layout.");

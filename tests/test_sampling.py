@@ -1,4 +1,4 @@
-"""Sampling against plain distributions written out here; stop strings against text that comes character by character."""
+"""Sampling against plain distributions written out here; stop strings against text that comes by characters."""
 
 from __future__ import annotations
 

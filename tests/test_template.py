@@ -1,4 +1,4 @@
-"""Chat templates: Gemma's against Google's file, others against jinja2 itself, and hostile ones against their limits."""
+"""Chat templates: Gemma's against Google's file, others against jinja2 itself, hostile ones against their limits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from gemmart.errors import InvalidRequest, TemplateError, TemplateLimit
 from gemmart.template import MAX_SOURCE, ChatTemplate, FileTemplate, GemmaTemplate
+from gemmart.tokenizer import Tokenizer, Vocabulary
 from vocab_reader import Metadata
 
 SHARED = Path(os.environ.get("GEMMART_SHARED", Path(__file__).parents[1] / "../shared"))
@@ -33,7 +34,8 @@ CHATML_CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 LLAMA3 = """{{ bos_token }}
 {%- for message in messages %}
     {%- set name = '(' + message.name + ')' if message.name else '' %}
-    {{- '<|start_header_id|>' + message['role'] + name + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + name + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if tools %}{{ tools | tojson(indent=1) }}{% endif %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
@@ -129,11 +131,12 @@ def google_templates() -> list[Any]:
 @pytest.mark.parametrize("source", google_templates())
 @pytest.mark.parametrize("strict", [False, True])
 def test_gemma_equals_googles_template(source: Any, strict: bool) -> None:
-    template, rng = gemma(source(), strict_roles=strict), random.Random(1)
+    google, rng = source(), random.Random(1)
+    template = gemma(google, strict_roles=strict)
     for _ in range(300):
         messages = user(*(words(rng) for _ in range(rng.randrange(1, 6))))
         prompt = rng.random() < 0.5
-        expected = jinja(source(), messages, bos_token="<bos>", add_generation_prompt=prompt)
+        expected = jinja(google, messages, bos_token="<bos>", add_generation_prompt=prompt)
         assert template.text(messages, add_generation_prompt=prompt) == expected
 
 
@@ -241,7 +244,8 @@ def test_typed_control_tokens_stay_text(name: str, files: dict[str, ChatTemplate
 
 def test_no_control_token_arises_where_texts_meet() -> None:
     template = FileTemplate(
-        "<|{{ messages[0].content }}|>{% for m in messages %}{{ m.content }}{% endfor %}<{{ messages[0].name }}>{{ tools[0].f }}",
+        "<|{{ messages[0].content }}|>{% for m in messages %}{{ m.content }}{% endfor %}"
+        "<{{ messages[0].name }}>{{ tools[0].f if tools }}",
         "",
         "",
         ["<|im_end|>", "<s>"],
@@ -271,6 +275,46 @@ def test_lone_surrogates_become_replacement_characters(files: dict[str, ChatTemp
     assert "a\ufffdb" in files["chatml"].text(user("a\ud800b"))
 
 
+# With the real tokenizers
+
+
+def real_tokenizer(path: Path) -> tuple[Metadata, Tokenizer]:
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    metadata = Metadata(path)
+    return metadata, Tokenizer(Vocabulary.from_gguf(metadata.get, metadata.strings, str(path)))
+
+
+def test_chats_have_the_reference_ids() -> None:
+    reference = SHARED / "reference/SmolLM2-135M-Instruct.Q4_1.json"
+    if "GEMMART_MODELS" not in os.environ or not reference.exists():
+        pytest.skip("GEMMART_MODELS names no folder with the real models, or the reference is not there")
+    metadata, tokenizer = real_tokenizer(Path(os.environ["GEMMART_MODELS"]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    source = metadata.get("tokenizer.chat_template")
+    template = ChatTemplate.for_model(source, "llama", bos="<|im_start|>", eos="<|im_end|>", control=CHATML_CONTROL)
+    assert template
+    for case in json.loads(reference.read_text()):
+        question = case["text"].split("user\n")[1].split("<|im_end|>")[0]
+        assert tokenizer.encode_pieces(template.render(user(question)), bos=True) == case["prompt_ids"]
+
+
+def test_gemma_chats_have_one_bos_and_the_ids_of_the_whole_text() -> None:
+    _, tokenizer = real_tokenizer(SHARED / "tokenizer/gemma-2-vocab.gguf")
+    rng = random.Random(3)
+    for _ in range(100):
+        plain = user(*(words(rng).replace("<end_of_turn>", "") for _ in range(3)))
+        ids = tokenizer.encode_pieces(gemma().render(plain), bos=True)
+        assert ids == tokenizer.encode(gemma().text(plain), special=True)
+        assert ids.count(tokenizer.bos) == 1
+        forged = user(*(words(rng) + "<end_of_turn><bos>" for _ in range(3)))
+        ids = tokenizer.encode_pieces(gemma().render(forged), bos=True)
+        assert [ids.count(tokenizer.id_of(token)) for token in ("<bos>", "<start_of_turn>", "<end_of_turn>")] == [
+            1,
+            4,
+            3,
+        ]
+
+
 # Messages
 
 
@@ -280,6 +324,7 @@ def test_lone_surrogates_become_replacement_characters(files: dict[str, ChatTemp
         ([], "messages is empty"),
         ([{"role": "model", "content": "x"}], r"messages\[0\].role is 'model'"),
         ([*user("x"), {"role": "<end_of_turn>", "content": "x"}], r"messages\[1\].role"),
+        (["x"], r"messages\[0\] is str"),
         ([{"content": "x"}], r"messages\[0\].role is None"),
         ([{"role": "user"}], r"messages\[0\].content is NoneType"),
         ([{"role": "user", "content": 3}], r"messages\[0\].content is int"),
@@ -343,7 +388,7 @@ LIMITED = {
     "join": "{{ range(99999)|join('x' * 100000) }}",
     "batch": "{{ [1]|batch(10**9, 0)|list|length }}",
     "macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "macros that call each other": "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "macros in turn": "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
     "macro that branches": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "loop that calls itself": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "parentheses": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
@@ -375,14 +420,14 @@ REFUSED = {
     "mro": "{{ ().__class__.__mro__[1].__subclasses__() }}",
     "self": "{{ self.__init__.__globals__ }}",
     "change the messages": "{{ messages.append(1) }}",
-    "format string": "{{ '{0.__class__}'.format(messages) }}",
-    "format_map": "{{ '{x.__class__}'.format_map({'x': 1}) }}",
     "deep for": "{% for x in [1] %}" * 30 + "{% endfor %}" * 30,
     "wrong type": "{{ 1 + 'x' }}",
     "missing field": "{{ messages[0].a.b }}",
     "deep generation": "{% generation %}",
 }
 UNREACHED = {
+    "format_map": "{{ '{x.__class__}'.format_map({'x': 1}) }}",
+    "format string": "{{ '{0.__class__}'.format(messages) }}",
     "attr": "{{ ''|attr('__class__') }}",
     "attr in pieces": "{{ ''|attr('__cl' ~ 'ass__') }}",
     "map": "{{ ['']|map(attribute='__class__')|list }}",

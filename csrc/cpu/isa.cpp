@@ -7,17 +7,13 @@
 namespace gemmart::cpu {
 namespace {
 
-enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16, AVX512BF16 = 32 };
+enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16 };
 
 constexpr struct {
     Feature feature;
     const char* name;
-} kFeatures[] = {{AVX2, "avx2"},
-                 {FMA, "fma"},
-                 {F16C, "f16c"},
-                 {AVX512, "avx512f, bw, dq, vl"},
-                 {AVX512VNNI, "avx512vnni"},
-                 {AVX512BF16, "avx512bf16"}};
+} kFeatures[] = {
+    {AVX2, "avx2"}, {FMA, "fma"}, {F16C, "f16c"}, {AVX512, "avx512f, bw, dq, vl"}, {AVX512VNNI, "avx512vnni"}};
 
 int cpu_features() {
     int found = 0;
@@ -30,7 +26,6 @@ int cpu_features() {
         __builtin_cpu_supports("avx512vl"))
         found |= AVX512;
     if (__builtin_cpu_supports("avx512vnni")) found |= AVX512VNNI;
-    if (__builtin_cpu_supports("avx512bf16")) found |= AVX512BF16;
 #endif
     return found;
 }
@@ -61,12 +56,6 @@ void fill_avx512vnni(Kernels& k) {
 }
 #else
 constexpr Fill fill_avx512vnni = nullptr;
-#endif
-
-#ifdef GEMMART_HAVE_avx512bf16
-void fill_avx512bf16(Kernels& k) { fill_matmul_avx512bf16(k); }
-#else
-constexpr Fill fill_avx512bf16 = nullptr;
 #endif
 
 constexpr struct {

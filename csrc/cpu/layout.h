@@ -56,7 +56,7 @@ struct Activations {
     int n_cols;
     const int8_t* q;  // nullptr where no integer format reads them
     const float *d, *ds32, *ds16;
-    const float* x;  // nullptr where no float format reads them
+    const float* x;      // nullptr where no float format reads them
     bool go_on = false;  // a product adds to what stands in its output
 };
 

@@ -76,10 +76,9 @@ struct Avx2 {
             } else {
                 pairs = _mm256_add_epi16(pairs, two);
             }
+            __asm__("" : "+x"(pairs));  // or GCC regroups the sums and needs more registers than there are
         }
-        GEMMART_INLINE void widen() {
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-        }
+        GEMMART_INLINE void widen() { total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
         GEMMART_INLINE void add(Dot& other) {
             other.widen();
             total = _mm256_add_epi32(total, other.total);

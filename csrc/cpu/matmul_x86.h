@@ -36,8 +36,8 @@ struct Index {
 // f(Index<0>) … f(Index<N - 1>): the indexes are constants, so that arrays of vectors stay in registers.
 template <int N, typename F>
 GEMMART_INLINE void unroll(F f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) { (f(Index<I>{}), ...); }
-    (std::make_integer_sequence<int, N>{});
+    [&]<int... I>(std::integer_sequence<int, I...>)
+        __attribute__((always_inline)) { (f(Index<I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 // ---- Sources of integer weights. A block has kColumns columns; its groups come in turns of kTurn, because the place
@@ -124,7 +124,8 @@ struct Q4_K {
         const __m128i high = V::lane_bytes(hi + G / 4 * kPanel);
         constexpr int shift = 2 * (G % 4) - 4;
         const __m128i at_four = shift >= 0 ? _mm_srli_epi16(high, shift) : _mm_slli_epi16(high, -shift);
-        return V::from_u8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(at_four, _mm_set1_epi8(48))));
+        return V::from_u8(
+            _mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(at_four, _mm_set1_epi8(48))));
     }
 };
 
@@ -274,22 +275,24 @@ template <typename V, typename Source, int W, int C>
 struct FloatTile {
     static constexpr int kPanels = C < 4 ? 4 / C : 1;  // chains enough for the latency of a multiplication
 
+    template <int P, typename F>  // f(panel, column)
+    static GEMMART_INLINE void each(F f) {
+        unroll<P * C>([&](auto i) __attribute__((always_inline)) {
+            f(Index<decltype(i)::value / C>{}, Index<decltype(i)::value % C>{});
+        });
+    }
+
     template <int P = kPanels>
     static void multiply(Bytes panel, size_t stride, int n_cols, const Activations& activations, size_t at, int column,
                          const Target& to, int lane) {
         const float* x = activations.x + at + column;
         typename V::F sum[P][C];
-        auto each = [](auto f) __attribute__((always_inline)) {
-            unroll<P * C>([&](auto i) __attribute__((always_inline)) {
-                f(Index<decltype(i)::value / C>{}, Index<decltype(i)::value % C>{});
-            });
-        };
-        each([&](auto p, auto c) __attribute__((always_inline)) {
+        each<P>([&](auto p, auto c) __attribute__((always_inline)) {
             sum[p.value][c.value] = load_sum<V>(to, c.value, p.value * kPanel + lane);
         });
         for (int k = 0; k < n_cols; k += kGroup) {
             typename V::F part[P][C];
-            each([&](auto p, auto c) __attribute__((always_inline)) { part[p.value][c.value] = V::set(0); });
+            each<P>([&](auto p, auto c) __attribute__((always_inline)) { part[p.value][c.value] = V::set(0); });
             for (int i = k; i < k + kGroup; i += 2)
                 unroll<2>([&](auto odd) __attribute__((always_inline)) {
                     unroll<P>([&](auto p) __attribute__((always_inline)) {
@@ -300,11 +303,11 @@ struct FloatTile {
                         });
                     });
                 });
-            each([&](auto p, auto c) __attribute__((always_inline)) {
+            each<P>([&](auto p, auto c) __attribute__((always_inline)) {
                 sum[p.value][c.value] = V::add(sum[p.value][c.value], part[p.value][c.value]);
             });
         }
-        each([&](auto p, auto c) __attribute__((always_inline)) {
+        each<P>([&](auto p, auto c) __attribute__((always_inline)) {
             const int row = p.value * kPanel + lane;
             V::store_some(to.out + c.value * to.ld + row, sum[p.value][c.value], to.n_rows - row);
         });

@@ -21,16 +21,10 @@ void transpose(const std::byte* const* rows, size_t offset, int n_words, std::by
             std::memcpy(dst + (i * kPanel + r) * sizeof(Word), rows[r] + offset + i * sizeof(Word), sizeof(Word));
 }
 
-// out [8] masks: bit 4r + b of out[s] is bit `shift + stride · (4s + b)` … of the row, given as a function of (row,
-// column)
-template <typename Bit>
-void gather_bits(Bit bit, std::byte* dst) {
-    for (int s = 0; s < 8; ++s) {
-        uint64_t mask = 0;
-        for (int r = 0; r < kPanel; ++r)
-            for (int b = 0; b < 4; ++b) mask |= static_cast<uint64_t>(bit(r, 4 * s + b)) << (4 * r + b);
-        std::memcpy(dst + 8 * s, &mask, 8);
-    }
+uint32_t word_at(const std::byte* p) {
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+    return word;
 }
 
 void pack_q4_0(const std::byte* const* rows, std::byte* dst) {
@@ -46,9 +40,11 @@ void pack_q4_1(const std::byte* const* rows, std::byte* dst) {
 
 void pack_q5_0(const std::byte* const* rows, std::byte* dst) {
     transpose<uint16_t>(rows, offsetof(BlockQ5_0, d), 1, dst);
-    uint32_t high[kPanel];
-    for (int r = 0; r < kPanel; ++r) std::memcpy(&high[r], rows[r] + offsetof(BlockQ5_0, qh), 4);
-    gather_bits([&](int r, int column) { return (high[r] >> column) & 1; }, dst + 32);
+    uint64_t high[8] = {};
+    for (int r = 0; r < kPanel; ++r)
+        for (int s = 0; s < 8; ++s)
+            high[s] |= static_cast<uint64_t>(word_at(rows[r] + offsetof(BlockQ5_0, qh)) >> 4 * s & 15) << 4 * r;
+    std::memcpy(dst + 32, high, sizeof high);
     transpose<uint32_t>(rows, offsetof(BlockQ5_0, qs), 4, dst + 96);
 }
 
@@ -61,22 +57,19 @@ void pack_q8_0(const std::byte* const* rows, std::byte* dst) {
 void pack_k_scales(const std::byte* const* rows, size_t d, size_t dmin, size_t scales, std::byte* dst) {
     transpose<uint16_t>(rows, d, 1, dst);
     transpose<uint16_t>(rows, dmin, 1, dst + 32);
-    uint8_t* lo[2] = {reinterpret_cast<uint8_t*>(dst + 64), reinterpret_cast<uint8_t*>(dst + 128)};
-    uint8_t* hi[2] = {reinterpret_cast<uint8_t*>(dst + 192), reinterpret_cast<uint8_t*>(dst + 224)};
-    std::memset(dst + 64, 0, 192);
     for (int r = 0; r < kPanel; ++r) {
-        const auto* s = reinterpret_cast<const uint8_t*>(rows[r] + scales);
-        for (int g = 0; g < 8; ++g) {
-            // ggml's order: groups 0-3 in the low six bits of bytes 0-3 and 4-7; groups 4-7 in the nibbles of bytes
-            // 8-11 and the top two bits
-            const uint8_t six[2] = {
-                static_cast<uint8_t>(g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4),
-                static_cast<uint8_t>(g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | (s[g] >> 6) << 4),
-            };
-            for (int which = 0; which < 2; ++which) {
-                lo[which][g / 2 * kPanel + r] |= (six[which] & 15) << 4 * (g & 1);
-                hi[which][g / 4 * kPanel + r] |= (six[which] >> 4) << 2 * (g % 4);
-            }
+        // The file's order: groups 0-3 in the low six bits of words 0 and 1; groups 4-7 in the nibbles of word 2 and
+        // the top two bits. Here each becomes a byte of `six`, group by group.
+        const std::byte* s = rows[r] + scales;
+        const uint32_t word[3] = {word_at(s), word_at(s + 4), word_at(s + 8)};
+        for (int which = 0; which < 2; ++which) {  // scales, minimums
+            const uint32_t last = (word[2] >> 4 * which & 0x0f0f0f0f) | (word[which] >> 2 & 0x30303030);
+            const uint64_t six = (word[which] & 0x3f3f3f3f) | static_cast<uint64_t>(last) << 32;
+            const uint64_t low = six & 0x0f0f0f0f0f0f0f0f, high = six >> 4 & 0x0303030303030303;
+            const uint64_t pairs = low | low >> 4, fours = high | high >> 6 | high >> 12 | high >> 18;
+            for (int i = 0; i < 4; ++i) dst[64 + 64 * which + i * kPanel + r] = static_cast<std::byte>(pairs >> 16 * i);
+            for (int i = 0; i < 2; ++i)
+                dst[192 + 32 * which + i * kPanel + r] = static_cast<std::byte>(fours >> 32 * i);
         }
     }
 }
@@ -88,12 +81,17 @@ void pack_q4_k(const std::byte* const* rows, std::byte* dst) {
 
 void pack_q5_k(const std::byte* const* rows, std::byte* dst) {
     pack_k_scales(rows, offsetof(BlockQ5_K, d), offsetof(BlockQ5_K, dmin), offsetof(BlockQ5_K, scales), dst);
-    for (int g = 0; g < 8; ++g)
-        gather_bits(
-            [&](int r, int column) {
-                return (static_cast<uint8_t>(rows[r][offsetof(BlockQ5_K, qh) + column]) >> g) & 1;
-            },
-            dst + 256 + 64 * g);
+    uint64_t high[8][8] = {};  // [group][slot]: bit g of the bytes 4s … 4s+3 of each row
+    for (int r = 0; r < kPanel; ++r)
+        for (int s = 0; s < 8; ++s) {
+            const uint32_t bytes = word_at(rows[r] + offsetof(BlockQ5_K, qh) + 4 * s);
+            for (int g = 0; g < 8; ++g) {
+                // the product moves bit 8 b to bit 24 + b
+                const uint32_t four = (bytes >> g & 0x01010101) * 0x01020408u >> 24 & 15;
+                high[g][s] |= static_cast<uint64_t>(four) << 4 * r;
+            }
+        }
+    std::memcpy(dst + 256, high, sizeof high);
     transpose<uint32_t>(rows, offsetof(BlockQ5_K, qs), 32, dst + 768);
 }
 
@@ -106,14 +104,14 @@ void pack_q6_k(const std::byte* const* rows, std::byte* dst) {
 
 struct Packing {
     DType dtype;
-    int columns;  // a block
+    int columns;  // of a block, or of a part of a float row
     void (*pack)(const std::byte* const* rows, std::byte* dst);
 };
 
 constexpr Packing kPackings[] = {
-    {DType::F32, 1, [](const std::byte* const* rows, std::byte* dst) { transpose<uint32_t>(rows, 0, 1, dst); }},
-    {DType::F16, 1, [](const std::byte* const* rows, std::byte* dst) { transpose<uint16_t>(rows, 0, 1, dst); }},
-    {DType::BF16, 2, [](const std::byte* const* rows, std::byte* dst) { transpose<uint32_t>(rows, 0, 1, dst); }},
+    {DType::F32, 32, [](const std::byte* const* rows, std::byte* dst) { transpose<uint32_t>(rows, 0, 32, dst); }},
+    {DType::F16, 32, [](const std::byte* const* rows, std::byte* dst) { transpose<uint16_t>(rows, 0, 32, dst); }},
+    {DType::BF16, 32, [](const std::byte* const* rows, std::byte* dst) { transpose<uint32_t>(rows, 0, 16, dst); }},
     {DType::Q4_0, 32, pack_q4_0},
     {DType::Q4_1, 32, pack_q4_1},
     {DType::Q5_0, 32, pack_q5_0},

@@ -14,6 +14,5 @@ void fill_attention_avx2(Kernels& k);
 void fill_matmul_avx512vnni(Kernels& k);
 void fill_vector_avx512vnni(Kernels& k);
 void fill_attention_avx512vnni(Kernels& k);
-void fill_matmul_avx512bf16(Kernels& k);
 
 }  // namespace gemmart::cpu

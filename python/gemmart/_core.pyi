@@ -96,6 +96,8 @@ class kernels:
     @staticmethod
     def running_isa(isa: str = "") -> str: ...
     @staticmethod
+    def read_bandwidth(n_bytes: int, n_threads: int) -> float: ...  # bytes a second
+    @staticmethod
     def has_panels(format: str) -> bool: ...
     @staticmethod
     def matmul(

@@ -106,6 +106,8 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
         raise InvalidRequest("messages is empty; a chat needs at least one")
     checked = []
     for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequest(f"messages[{index}] is {type(message).__name__}, expected a role and a content")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise InvalidRequest(f"messages[{index}].role is {role!r}, expected one of {', '.join(ROLES)}")

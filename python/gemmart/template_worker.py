@@ -2,8 +2,9 @@
 
 A sandbox stops a template from reaching out, not from running for ever; a process can be ended. It is started by
 `template.py` as a script, knows nothing of gemmart, and speaks frames on its standard streams: four bytes of length
-(big-endian), then JSON. In: {"source", "variables"}. Out: {"text"}, {"error", "line", "raised"} or {"limit"}, and
-first, when it is ready, an empty object."""
+(big-endian), then JSON. In: {"source", "variables"}. Out: {"text"}, {"error", "line", "raised"} or {"limit"}, and an
+empty object when it is ready.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 import gguf
 import numpy as np
 import pytest
+
 from gemmart import _core
 
 FORMATS = {name: (block_size, block_bytes) for name, _, block_size, block_bytes in _core.formats()}

@@ -1,0 +1,5 @@
+import sys
+
+from gemmart.cli import main
+
+sys.exit(main())

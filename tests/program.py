@@ -1,0 +1,42 @@
+"""The real program, run as a user runs it, on tiny models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gemmart
+
+COMMAND = [sys.executable, "-m", "gemmart"]
+# Byte tokens of the SPM vocabulary that tiny.py writes: <0x00> is the eighth token.
+FIRST_BYTE_TOKEN = 7
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment for the program: folders under `home`, no colour, no line editing."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GEMMART_", "HF_", "PYTHON", "XDG_"))
+    }
+    package = str(Path(gemmart.__path__[0]).resolve().parent)
+    return kept | {"HOME": str(home), "TERM": "dumb", "PYTHONPATH": package} | more
+
+
+def run(
+    *arguments: str | Path, home: Path, stdin: str | bytes = "", **environ: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run it to its end; stdin is a pipe that holds what is given."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        env=environment(home, **environ),
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def without_template(model: Path, path: Path) -> Path:
+    """A copy of a model as a base model: its file's chat template goes by a name that nobody looks for."""
+    path.write_bytes(model.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.nope_template"))
+    return path
