@@ -3,24 +3,10 @@
 #include <utility>
 
 namespace gemmart::cpu {
-namespace {
 
-// Waits until `value` is not `old`: spins first, since phases follow each other within microseconds, then sleeps, so
-// that an idle or crowded machine loses nothing.
-void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-    constexpr int kSpins = 20000;  // some 200 microseconds
-    for (int i = 0; i < kSpins; ++i) {
-        if (value.load(std::memory_order_acquire) != old) return;
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-    }
-    value.wait(old, std::memory_order_acquire);
-}
+thread_local int ThreadPool::at_ = 0;
 
-}  // namespace
-
-ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), phases_(kMaxPhases) {
     for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this, i] { loop(i); });
 }
 
@@ -33,10 +19,16 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(const std::function<void(int)>& work) {
     work_ = &work;
+    const int n_left = left_.load(std::memory_order_relaxed) + n_threads_ - 1;
     run_.fetch_add(1, std::memory_order_release);
     run_.notify_all();
+    at_ = 0;
     work(0);
-    barrier();  // nobody is in `work` any more
+    wait_until(left_, n_left);  // nobody is in `work` any more
+    for (int i = 0; i < at_; ++i) {
+        phases_[i].next.store(0, std::memory_order_relaxed);
+        phases_[i].done.store(0, std::memory_order_relaxed);
+    }
     if (failed_.test()) {
         failed_.clear();
         std::rethrow_exception(std::exchange(error_, nullptr));
@@ -44,24 +36,26 @@ void ThreadPool::run(const std::function<void(int)>& work) {
 }
 
 void ThreadPool::loop(int index) {
-    for (uint32_t seen = 0;; ++seen) {
-        wait_for_change(run_, seen);
+    for (int n_runs = 1;; ++n_runs) {
+        wait_until(run_, n_runs);
         if (stop_) return;
+        at_ = 0;
         (*work_)(index);
-        barrier();
+        left_.fetch_add(1, std::memory_order_acq_rel);
+        left_.notify_all();
     }
 }
 
-void ThreadPool::barrier() {
-    const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < n_threads_) {
-        wait_for_change(phase_, phase);
-        return;
+void ThreadPool::wait_until(const std::atomic<int>& value, int at_least) {
+    constexpr int kSpins = 4000;  // some tens of microseconds: phases follow each other quickly
+    for (int i = 0; i < kSpins; ++i) {
+        if (value.load(std::memory_order_acquire) - at_least >= 0) return;
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
     }
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    if (n_threads_ > 1) phase_.notify_all();
+    for (int seen; (seen = value.load(std::memory_order_acquire)) - at_least < 0;)
+        value.wait(seen, std::memory_order_acquire);
 }
 
 void ThreadPool::fail(std::exception_ptr error) {

@@ -1,4 +1,8 @@
-// One pool of threads for all phases of a forward pass. Threads spin for the next phase for a moment, then sleep.
+// One pool of threads for all phases of a forward pass. Threads spin for the end of a phase for a moment, then sleep.
+//
+// A phase ends when its items are done, not when all threads have arrived: on a crowded machine a thread that is not
+// given a processor holds nobody up unless it is in the middle of an item, and finds its place again when it comes
+// back.
 #pragma once
 
 #include <atomic>
@@ -11,6 +15,8 @@ namespace gemmart::cpu {
 
 class ThreadPool {
   public:
+    static constexpr int kMaxPhases = 1 << 15;  // of a run
+
     explicit ThreadPool(int n_threads);  // the caller of run() is one of them
     ~ThreadPool();
     int size() const { return n_threads_; }
@@ -19,33 +25,41 @@ class ThreadPool {
     // Rethrows the first exception that an item of each() threw.
     void run(const std::function<void(int)>& work);
 
-    // Called by all threads inside run() with the same n: hands out items [0, n) to whoever is free and waits until all
-    // are done.
+    // A phase. Called inside run() by all threads, in the same order and with the same n: hands out items [0, n) to
+    // whoever is free and waits until all are done.
     template <typename F>
     void each(int n, F&& item) {
-        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) {
+        Phase& phase = phases_[at_++];
+        for (int i; (i = phase.next.fetch_add(1, std::memory_order_relaxed)) < n;) {
             try {
                 item(i);
             } catch (...) {
                 fail(std::current_exception());
             }
+            if (phase.done.fetch_add(1, std::memory_order_acq_rel) + 1 == n && n_threads_ > 1) phase.done.notify_all();
         }
-        barrier();
+        wait_until(phase.done, n);
     }
 
   private:
-    void barrier();
+    struct Phase {
+        std::atomic<int> next{0};
+        std::atomic<int> done{0};
+    };
+
+    static void wait_until(const std::atomic<int>& value, int at_least);
     void fail(std::exception_ptr error);
     void loop(int index);
 
+    static thread_local int at_;  // this thread's next phase of the run
+
     const int n_threads_;
     std::vector<std::thread> threads_;
+    std::vector<Phase> phases_;
     const std::function<void(int)>* work_ = nullptr;
     bool stop_ = false;
-    alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<uint32_t> phase_{0};  // one more after each barrier
-    std::atomic<uint32_t> run_{0};                // one more at each run()
+    std::atomic<int> run_{0};   // one more at each run()
+    std::atomic<int> left_{0};  // threads of the pool that have left `work_`, over all runs
     std::atomic_flag failed_{};
     std::exception_ptr error_;
 };
