@@ -9,6 +9,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <limits>
 
 #include "error.h"
@@ -96,8 +97,12 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 // Reads forward through metadata; what it hands out lies within the file. It stays where a read failed.
 class Reader {
   public:
-    Reader(const std::string& path, const std::byte* data, uint64_t size, uint64_t offset)
-        : path_(path), data_(data), size_(size), offset_(offset) {}
+    // fetch(n): brings the first n bytes of the data, or more, and returns how many it has brought. Without it all are
+    // there.
+    using Fetch = std::function<uint64_t(uint64_t n)>;
+
+    Reader(const std::string& path, const std::byte* data, uint64_t size, uint64_t offset, Fetch fetch = nullptr)
+        : path_(path), data_(data), size_(size), offset_(offset), fetch_(fetch), n_there_(fetch ? 0 : size) {}
 
     // What is read now, for messages: "value of key" 'general.name'. `name` must outlive the reads.
     void now(const char* field, std::string_view name = {}) {
@@ -111,6 +116,7 @@ class Reader {
 
     const std::byte* bytes(uint64_t n) {
         if (n > size_ - at_) truncated(n, "bytes");
+        if (at_ + n > n_there_) n_there_ = fetch_(at_ + n);
         const std::byte* p = data_ + at_;
         at_ += n;
         return p;
@@ -161,6 +167,8 @@ class Reader {
     const std::byte* data_;
     uint64_t size_;
     uint64_t offset_;  // of data_ in the file
+    Fetch fetch_;
+    uint64_t n_there_;
     uint64_t at_ = 0;
     uint64_t field_at_ = 0;
     const char* field_ = "";
@@ -318,16 +326,17 @@ void check_overlap(const std::string& path, const std::vector<Tensor>& tensors) 
 const char* name_of(ValueType type) { return kTypes[static_cast<size_t>(type)].name; }
 size_t bytes_of(ValueType type) { return kTypes[static_cast<size_t>(type)].n_bytes; }
 
-// The open file and its mapping, which begins at a page.
+// The open file, and as much of its beginning as has been read. The metadata is read, not mapped: where somebody
+// truncates a mapped file, looking at it ends the process.
 struct GgufFile::File {
     int fd = -1;
-    void* pages = MAP_FAILED;
-    uint64_t n_mapped = 0;
+    void* head = MAP_FAILED;  // address space for all of it; memory only where it was read
+    uint64_t n_head = 0;
     struct stat opened = {};
 };
 
 void GgufFile::CloseFile::operator()(File* file) const {
-    if (file->pages != MAP_FAILED) munmap(file->pages, file->n_mapped);
+    if (file->head != MAP_FAILED) munmap(file->head, file->n_head);
     if (file->fd >= 0) close(file->fd);
     delete file;
 }
@@ -348,14 +357,21 @@ GgufFile::GgufFile(const std::string& path, uint64_t offset, uint64_t length)
                           length, " bytes wanted from byte ", offset);
     const uint64_t size = length ? length : file_size - offset;
     check<TruncatedError>(size > 0, path, ": is empty", offset ? message(" from byte ", offset) : "");
-    const uint64_t skew = offset % static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    file_->n_mapped = size + skew;
-    file_->pages = mmap(nullptr, file_->n_mapped, PROT_READ, MAP_SHARED, file_->fd, static_cast<off_t>(offset - skew));
-    check<OutOfMemory>(file_->pages != MAP_FAILED, path, ": cannot map ", file_->n_mapped, " bytes");
-    const std::byte* start = static_cast<const std::byte*>(file_->pages) + skew;
+    file_->n_head = size;
+    file_->head = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    check<OutOfMemory>(file_->head != MAP_FAILED, path, ": no address space for ", size, " bytes");
+    auto* start = static_cast<std::byte*>(file_->head);
+    uint64_t n_read = 0;
+    const auto fetch = [&](uint64_t n) {
+        constexpr uint64_t kStep = 1 << 20;
+        const uint64_t n_more = n > n_read ? std::min(size - n_read, std::max(n - n_read, kStep)) : 0;
+        read(offset + n_read, start + n_read, n_more);
+        return n_read += n_more;
+    };
 
+    fetch(std::min<uint64_t>(size, 64));
     check_magic(path_, {reinterpret_cast<const char*>(start), std::min<uint64_t>(size, 64)});
-    Reader in(path_, start, size, offset);
+    Reader in(path_, start, size, offset, fetch);
     in.bytes(4);
     version_ = read_version(in);
     in.now("the number of tensors");
@@ -381,7 +397,6 @@ GgufFile::GgufFile(const std::string& path, uint64_t offset, uint64_t length)
         check<TruncatedError>(t.offset <= data_size && t.n_bytes <= data_size - t.offset, path_,
                               ": ends inside tensor ", quoted(t.name), ": ", t.n_bytes, " bytes wanted at offset ",
                               t.offset, " of the data, ", data_size, " bytes of data present");
-        t.data = start + data_start + t.offset;
         t.offset += offset + data_start;
     }
     check_overlap(path_, tensors_);

@@ -1,4 +1,4 @@
-// A GGUF file (version 2 or 3, little-endian): metadata and tensor table, mapped and checked. Knows no model.
+// A GGUF file (version 2 or 3, little-endian): metadata and tensor table, read and checked. Knows no model.
 //
 //   "GGUF"  version u32  n_tensors u64  n_kv u64
 //   n_kv ×       key string, value type u32, value           string: length u64, bytes
@@ -28,7 +28,7 @@ struct MetaValue {
     ValueType type;  // of the elements, for an array
     bool is_array;
     uint64_t count;         // 1 for a scalar
-    const std::byte* data;  // in the mapping; a string: after its length, an array of strings: with all lengths
+    const std::byte* data;  // in this object's memory; a string: after its length, strings: with all lengths
     uint64_t n_bytes;
 };
 

@@ -37,7 +37,6 @@ struct Tensor {
     std::vector<int64_t> shape;  // NumPy's order: the last one is contiguous. 1 to 4 dimensions
     uint64_t offset;             // bytes from the start of the file on disk
     uint64_t n_bytes;
-    const std::byte* data;  // in the mapping of the file
 };
 
 }  // namespace gemmart

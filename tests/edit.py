@@ -23,7 +23,7 @@ def edit(
 ) -> Path:
     """Copy a GGUF file to `to`, with keys and tensors replaced, added, or left out (None). Returns `to`.
 
-    A replaced key keeps its type unless an array takes its place; a new one is a string, uint32, float32 or an array of
+    A replaced key keeps its type where the value has one that fits; otherwise, or if new, it is a string, uint32, float32 or an array of
     int32. A replaced tensor of float32 is F32; one of bytes keeps its format."""
     keys, tensors = dict(keys or {}), dict(tensors or {})
     reader = GGUFReader(path)
@@ -33,7 +33,7 @@ def edit(
             continue
         value = keys.pop(name, field.contents())
         if value is not None:
-            kinds = field.types if not isinstance(value, list) or len(field.types) > 1 else None
+            kinds = field.types if type(value) is type(field.contents()) else None
             add(writer, name, value, kinds)
     if architecture := keys.pop("general.architecture", None):
         writer.add_key_value("general.architecture", architecture, GGUFValueType.STRING)

@@ -66,7 +66,6 @@ void look_at_everything(const GgufFile& file) {
         require(file.find(t.name) == &t, "a tensor is found again");
         bytes.resize(t.n_bytes);
         file.read(t.offset, bytes.data(), bytes.size());
-        require(std::memcmp(bytes.data(), t.data, bytes.size()) == 0, "the mapping holds the tensor");
     }
     file.check_unchanged();
 }

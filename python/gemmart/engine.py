@@ -75,28 +75,28 @@ class Engine:
             raise InvalidRequest("prompt: is empty; at least one token is needed")
         if n + (1 if request.max_tokens else 0) > self.n_ctx:
             raise ContextOverflow(n, self.n_ctx)
+        self._check_process()
         with self._wake:
-            self._check_usable()
+            if self._closing:
+                raise InvalidRequest("model: it is closed")
             self._inbox.append(request)
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
         """Stop a request; its Completion says "cancelled". What has ended already stays as it is."""
-        with self._wake:
-            request.cancelled = True
-            self._wake.notify()
+        request.cancelled = True  # the loop runs as long as there is a request, and looks at each step
 
     def close(self) -> None:
-        """End the loop; requests under way fail with Cancelled."""
+        """End the loop and free the memory; requests under way fail with Cancelled."""
+        if os.getpid() != self._pid:
+            return  # there is no thread
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if os.getpid() == self._pid:
-            self._thread.join()
+        self._thread.join()
 
-    def _check_usable(self) -> None:
-        if self._closing:
-            raise InvalidRequest("model: it is closed")
+    def _check_process(self) -> None:
+        """Before the lock: the parent's thread may have held it when this process was forked off."""
         if os.getpid() != self._pid:
             raise InvalidRequest("model: it was loaded before a fork; load it in the process that uses it")
 
@@ -120,21 +120,28 @@ class Engine:
         self._remove_finished()
         for request in self._inbox:
             request.events.put(Cancelled("the model was closed"))
+        del self._context, self._kv
 
     def _admit(self) -> None:
-        """Take requests from the inbox, in order, while every admitted sequence can grow to its full length."""
+        """Take requests from the inbox, in order, while every admitted sequence can grow to its full length; cancelled
+        ones at once, since a step ends them."""
+        waiting: deque[Request] = deque()
+        for request in self._inbox:
+            if request.cancelled or not (waiting or self._overfull(request)):
+                self._active.append(_Sequence(request, self._kv, self._tokenizer))
+            else:
+                waiting.append(request)
+        self._inbox = waiting
+
+    def _overfull(self, request: Request) -> bool:
+        """Whether the request and those under way might come to need more pages than there are."""
+        if not self._active:
+            return False
+        wanted = [s.pages for s in self._active] + [_pages(len(request.prompt) + request.max_tokens)]
+        windowed = [min(n, self._window_pages) for n in wanted]
         stats = self._kv.stats()
-        while self._inbox:
-            request = self._inbox[0]
-            if not request.cancelled:
-                wanted = [s.pages for s in self._active] + [_pages(len(request.prompt) + request.max_tokens)]
-                fits = sum(wanted) <= stats["global"]["n_pages"] or not stats["global"]["n_pages"]
-                windowed = sum(min(n, self._window_pages) for n in wanted)
-                fits &= windowed <= stats["windowed"]["n_pages"] or not stats["windowed"]["n_pages"]
-                if self._active and not fits:
-                    return
-            self._inbox.popleft()
-            self._active.append(_Sequence(request, self._kv, self._tokenizer))
+        groups = (stats["global"]["n_pages"], wanted), (stats["windowed"]["n_pages"], windowed)
+        return any(n_pages and sum(pages) > n_pages for n_pages, pages in groups)
 
     def _step(self) -> None:
         for sequence in self._active:

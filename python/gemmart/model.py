@@ -16,10 +16,10 @@ from gemmart import _core
 from gemmart.engine import Engine, Request
 from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
-from gemmart.plan import check_device, check_fits, make_plan
+from gemmart.memory import check_device, check_fits, make_plan
 from gemmart.progress import Progress
 from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
-from gemmart.sampling import Sampling, default_sampling
+from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
 from gemmart.sources import resolve
 from gemmart.stops import StopStrings
@@ -216,12 +216,13 @@ class Model:
         for token in settings.logit_bias:
             if token >= self.info.n_vocab:
                 raise InvalidRequest(f"logit_bias: token id {token} is outside 0 to {self.info.n_vocab - 1}")
-        if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
-            raise InvalidRequest(f"logprobs: {logprobs} is outside 0 to {MAX_LOGPROBS}")
-        if max_tokens is not None and max_tokens < 0:
-            raise InvalidRequest(f"max_tokens: {max_tokens} is negative")
-        if seed is not None and not 0 <= seed < 2**64:
-            raise InvalidRequest(f"seed: {seed} is outside 0 to 2^64 - 1")
+        for name, value, limit in (
+            ("logprobs", logprobs, MAX_LOGPROBS),
+            ("max_tokens", max_tokens, 2**63 - 1),
+            ("seed", seed, 2**64 - 1),
+        ):
+            if value is not None:
+                check_number(name, value, int, 0, limit)
         room = max(1, self.ctx - len(prompt))
         return self._start(
             Request(

@@ -54,18 +54,19 @@ class Sampling:
         for name, (kind, low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None:
-                _check(name, value, kind, low, high)
+                check_number(name, value, kind, low, high)
         bias = self.logit_bias
         if bias is None:
             return
         if len(bias) > MAX_BIASES:
             raise InvalidRequest(f"logit_bias has {len(bias)} entries; at most {MAX_BIASES} are allowed")
         for id, value in bias.items():
-            _check("a token id of logit_bias", id, int, 0, 2**31 - 1)
-            _check(f"logit_bias[{id}]", value, float, -100, 100)
+            check_number("a token id of logit_bias", id, int, 0, 2**31 - 1)
+            check_number(f"logit_bias[{id}]", value, float, -100, 100)
 
 
-def _check(name: str, value: Any, kind: type, low: float, high: float) -> None:
+def check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
+    """Raises InvalidRequest where `value` is no number of that kind (int or float) from `low` to `high`."""
     allowed = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, allowed) or not low <= value <= high:
         what = "an integer" if kind is int else "a number"

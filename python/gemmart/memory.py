@@ -8,6 +8,7 @@ from gemmart import _core
 from gemmart.errors import DeviceError, InvalidRequest, OutOfMemory
 from gemmart.machine import available_memory, usable_cores
 from gemmart.results import MemoryPlan
+from gemmart.sampling import check_number
 
 log = logging.getLogger("gemmart")
 
@@ -31,14 +32,17 @@ def make_plan(
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
     with a warning. Raises InvalidRequest naming the option."""
-    for name, value, limit in (("parallel", parallel, 1024), ("batch", batch, 65536), ("threads", threads, 1024)):
-        if value is not None and not 1 <= value <= limit:
-            raise InvalidRequest(f"{name}: {value} is outside 1 to {limit}")
+    for name, value, limit in (
+        ("ctx", ctx, 2**31 - 1),
+        ("parallel", parallel, 1024),
+        ("batch", batch, 65536),
+        ("threads", threads, 1024),
+    ):
+        if value is not None:
+            check_number(name, value, int, 1, limit)
     if kv_type not in KV_TYPES:
         raise InvalidRequest(f"kv_type: {kv_type!r} is unknown; {', '.join(KV_TYPES)} are known")
     trained = facts.info()["n_ctx_train"]
-    if ctx is not None and ctx < 1:
-        raise InvalidRequest(f"ctx: {ctx} is less than 1")
     if ctx is not None and ctx > trained:
         log.warning("ctx: %d is more than the %d tokens that the model was trained on; using %d", ctx, trained, trained)
     n_threads = threads or usable_cores()
