@@ -93,7 +93,8 @@ class Engine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # as where it collects garbage, a model
+            self._thread.join()
 
     def _check_process(self) -> None:
         """Before the lock: the parent's thread may have held it when this process was forked off."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -171,6 +172,8 @@ class Model:
         )
         window = max((layer["window"] for layer in facts.info()["layers"]), default=0)
         self._engine = Engine(context, self._tokenizer, n_ctx=plan.ctx, n_batch=plan.batch, window=window)
+        # For who forgets close(): a thread that computes while the interpreter ends would abort the process.
+        weakref.finalize(self, self._engine.close)
         self.isa = core[0].isa
 
     @property
@@ -301,7 +304,7 @@ class Model:
 
     def _start(self, request: Request) -> Stream:
         self._engine.submit(request)
-        return Stream(self._engine, request)
+        return Stream(self, request)
 
     def _check_ids(self, tokens: Sequence[int]) -> list[int]:
         ids = [int(i) for i in tokens]
@@ -321,8 +324,8 @@ class Model:
 class Stream:
     """An answer while it is written: iterate over its Deltas, then ask for result(). Leaving early cancels it."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._engine = engine
+    def __init__(self, model: Model, request: Request) -> None:
+        self._model = model
         self._request = request
         self._result: Completion | Exception | None = None
         self.text = ""
@@ -354,7 +357,7 @@ class Stream:
 
     def close(self) -> None:
         """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
-        self._engine.cancel(self._request)
+        self._model._engine.cancel(self._request)
 
     def __enter__(self) -> Self:
         return self
@@ -415,7 +418,7 @@ class _Turn(Stream):
     """The stream of one answer, which enters the session's messages when it ends."""
 
     def __init__(self, stream: Stream, session: Session, turn: Message) -> None:
-        super().__init__(stream._engine, stream._request)
+        super().__init__(stream._model, stream._request)
         stream._result = InternalError("taken over by a session's turn")
         self._session: Session | None = session
         self._turn = turn
