@@ -6,21 +6,34 @@
 // the file, permuted: no number is changed and no byte added. "Slot" s of a group of 32 columns is its columns 4s …
 // 4s+3 for all rows: [16 rows][4].
 //
-//   Q4_0  d f16[16] | qs [4 slots][16][4]            slot s < 4: low nibbles of qs[s]; slot s >= 4: high nibbles of
-//   qs[s - 4] Q4_1  d f16[16] | m f16[16] | qs as Q4_0 Q5_0  d f16[16] | qh u64[8 slots] | qs as Q4_0   bit 4r + b of
-//   qh[s] is the fifth bit of row r, column 4s + b Q8_0  d f16[16] | qs [8 slots][16][4]            int8 Q4_K  d
-//   f16[16] | dmin f16[16] | sc_lo [4][16] | m_lo [4][16] | sc_hi [2][16] | m_hi [2][16] | qs [4 pairs][8 slots][16][4]
-//         8 groups g: scale = (nibble g & 1 of sc_lo[g / 2]) | (two bits 2 (g % 4) of sc_hi[g / 4]) << 4, the minimum
-//         likewise; slot s of group g: nibble g & 1 of qs[g / 2][s]
-//   Q5_K  as Q4_K, with qh u64 [8 groups][8 slots] before qs
-//   Q6_K  d f16[16] | sc int8 [16 half groups][16] | ql [2 halves][16][16][4] | qh [2 halves][8][16][4]
-//         group g = 4 h + j: slot s: nibble j >> 1 of ql[h][8 (j & 1) + s], two bits 2 j of qh[h][s]; half group 2 g +
-//         (s >= 4)
-//   F32   f32 [n_cols][16]      F16  f16 [n_cols][16]      BF16  bf16 [n_cols / 2][16][2]
+// clang-format off
+//   Q4_0    d f16[16] | qs [4 slots][16][4]: slot s < 4: low nibbles of qs[s]; slot s >= 4: high nibbles of qs[s - 4]
+//   Q4_1    d f16[16] | m f16[16] | qs as Q4_0
+//   Q5_0    d f16[16] | qh u64[8 slots] | qs as Q4_0: bit 4r + b of qh[s] is the fifth bit of row r, column 4s + b
+//   Q5_1    d f16[16] | m f16[16] | qh u64[8 slots] | qs as Q5_0
+//   Q8_0    d f16[16] | qs int8 [8 slots][16][4]
+//   IQ4_NL  as Q4_0; a nibble is the number of a level
+//   Q2_K    d f16[16] | dmin f16[16] | sc [16 half groups][16]: low nibble scale, high nibble minimum | qs [2 halves][8][16][4]
+//           group g = 4 h + j: slot s: two bits 2 j of qs[h][s]; half group 2 g + (s >= 4)
+//   Q3_K    d f16[16] | sc_lo [8][16] | sc_hi [4][16] | qh u64 [8 groups][8 slots] | qs as Q2_K: bit 2 from qh
+//           16 half groups i: scale + 32 = (nibble i / 8 of sc_lo[i % 8]) | (two bits 2 (i / 4) of sc_hi[i % 4]) << 4
+//   Q4_K    d f16[16] | dmin f16[16] | sc_lo [4][16] | m_lo [4][16] | sc_hi [2][16] | m_hi [2][16] | qs [4 pairs][8 slots][16][4]
+//           8 groups g: scale = (nibble g & 1 of sc_lo[g / 2]) | (two bits 2 (g % 4) of sc_hi[g / 4]) << 4, the minimum
+//           likewise; slot s of group g: nibble g & 1 of qs[g / 2][s]
+//   Q5_K    as Q4_K, with qh u64 [8 groups][8 slots] before qs
+//   Q6_K    d f16[16] | sc int8 [16 half groups][16] | ql [2 halves][16][16][4] | qh [2 halves][8][16][4]
+//           group g = 4 h + j: slot s: nibble j >> 1 of ql[h][8 (j & 1) + s], two bits 2 j of qh[h][s]; half group
+//           2 g + (s >= 4)
+//   IQ4_XS  d f16[16] | sc_lo [4][16] | sc_hi [2][16] | qs [8 groups] as Q4_0: scale - 32 as Q4_K, levels as IQ4_NL
+//   F32     f32 [n_cols][16]
+//   F16     f16 [n_cols][16]
+//   BF16    bf16 [n_cols / 2][16][2]
+// clang-format on
 //
 // Every integer format is, in each group, weight = scale · u − offset with an unsigned byte u: Q4_0 offset 8 d, Q5_0 16
-// d, Q8_0 128 d (u = q + 128), Q6_K 32 scale per half group, Q4_1 −m, Q4_K and Q5_K dmin · m. Formats that are not in
-// the list stay in rows as in the file and are decoded to an F32 panel where they are used.
+// d, Q8_0 128 d (u = q + 128), IQ4_NL and IQ4_XS 128 scale (u = level + 128), Q3_K 4 scale and Q6_K
+// 32 scale per half group, Q4_1 and Q5_1 −m, Q2_K (per half group), Q4_K and Q5_K dmin · m. Formats that are not in the
+// list stay in rows as in the file and are decoded to an F32 panel where they are used.
 //
 // ACTIVATIONS, n_tokens columns, stand in column groups of width 8, … 8, then 4, 2, 1 for the rest. The group that
 // begins at column c with width w begins at element c · (elements a column) of each array:

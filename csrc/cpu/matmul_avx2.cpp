@@ -12,7 +12,6 @@ struct Avx2 {
     static GEMMART_INLINE F set(float x) { return _mm256_set1_ps(x); }
     static GEMMART_INLINE F broadcast(const float* p) { return _mm256_broadcast_ss(p); }
     static GEMMART_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
-    static GEMMART_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
     static GEMMART_INLINE __m256i first(int n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
@@ -36,7 +35,12 @@ struct Avx2 {
     static GEMMART_INLINE B load_bytes(Bytes p) { return _mm256_loadu_si256((const __m256i*)p); }
     static GEMMART_INLINE B low_nibble(B x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static GEMMART_INLINE B high_nibble(B x) { return low_nibble(_mm256_srli_epi16(x, 4)); }
-    static GEMMART_INLINE B with_bit4(B x, Bytes bits) {
+    template <int J>  // bits 2 J, 2 J + 1
+    static GEMMART_INLINE B two_bits(B x) {
+        return _mm256_and_si256(_mm256_srli_epi16(x, 2 * J), _mm256_set1_epi8(3));
+    }
+    template <int Bit>
+    static GEMMART_INLINE B with_bit(B x, Bytes bits) {
         int mask;
         __builtin_memcpy(&mask, bits, 4);
         // byte i of the mask to bytes 8 i … 8 i + 7, of which each looks at its own bit
@@ -44,7 +48,10 @@ struct Avx2 {
             _mm256_set1_epi32(mask), _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
         const B own = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
         const B set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, own), own);
-        return _mm256_or_si256(x, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+        return _mm256_or_si256(x, _mm256_and_si256(set, _mm256_set1_epi8(1 << Bit)));
+    }
+    static GEMMART_INLINE B look_up(const int8_t* levels, B numbers) {
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)levels)), numbers);
     }
     template <int J>  // bits 2 J, 2 J + 1 of `high` become bits 4, 5
     static GEMMART_INLINE B with_bits45(B x, B high) {

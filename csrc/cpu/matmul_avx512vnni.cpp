@@ -15,7 +15,6 @@ struct Avx512 {
     static GEMMART_INLINE F set(float x) { return _mm512_set1_ps(x); }
     static GEMMART_INLINE F broadcast(const float* p) { return _mm512_set1_ps(*p); }
     static GEMMART_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-    static GEMMART_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
     static GEMMART_INLINE __mmask16 first(int n) { return n < 16 ? (1 << n) - 1 : 0xffff; }
     static GEMMART_INLINE F load_some(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
     static GEMMART_INLINE void store_some(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
@@ -37,8 +36,16 @@ struct Avx512 {
     static GEMMART_INLINE B load_bytes(Bytes p) { return _mm512_loadu_si512(p); }
     static GEMMART_INLINE B low_nibble(B x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
     static GEMMART_INLINE B high_nibble(B x) { return low_nibble(_mm512_srli_epi16(x, 4)); }
-    static GEMMART_INLINE B with_bit4(B x, Bytes bits) {
-        return _mm512_mask_add_epi8(x, _load_mask64((__mmask64*)bits), x, _mm512_set1_epi8(16));
+    template <int J>  // bits 2 J, 2 J + 1
+    static GEMMART_INLINE B two_bits(B x) {
+        return _mm512_and_si512(_mm512_srli_epi16(x, 2 * J), _mm512_set1_epi8(3));
+    }
+    template <int Bit>
+    static GEMMART_INLINE B with_bit(B x, Bytes bits) {
+        return _mm512_mask_add_epi8(x, _load_mask64((__mmask64*)bits), x, _mm512_set1_epi8(1 << Bit));
+    }
+    static GEMMART_INLINE B look_up(const int8_t* levels, B numbers) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)levels)), numbers);
     }
     template <int J>  // bits 2 J, 2 J + 1 of `high` become bits 4, 5
     static GEMMART_INLINE B with_bits45(B x, B high) {

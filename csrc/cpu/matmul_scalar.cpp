@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "cpu/tables.h"
-#include "formats/common.h"
+#include "formats/iq4_nl.h"
 
 namespace gemmart::cpu {
 namespace {
@@ -50,6 +50,14 @@ void unpack_q5_0(Bytes p, Unpacked& out) {
     }
 }
 
+void unpack_q5_1(Bytes p, Unpacked& out) {
+    for (int i = 0; i < 512; ++i) out.u[i] = nibble(p + 128 + i % 256, i / 256) | bit_at(p + 64, i) << 4;
+    for (int r = 0; r < kPanel; ++r) {
+        out.scale[0][r] = half_at(p, r);
+        out.offset[0][r] = -half_at(p + 32, r);
+    }
+}
+
 void unpack_q8_0(Bytes p, Unpacked& out) {
     for (int i = 0; i < 512; ++i) out.u[i] = p[32 + i] ^ 0x80;
     for (int r = 0; r < kPanel; ++r) {
@@ -58,14 +66,49 @@ void unpack_q8_0(Bytes p, Unpacked& out) {
     }
 }
 
+void unpack_iq4_nl(Bytes p, Unpacked& out) {
+    for (int i = 0; i < 512; ++i) out.u[i] = kIQ4Levels[nibble(p + 32 + i % 256, i / 256)] + 128;
+    for (int r = 0; r < kPanel; ++r) {
+        out.scale[0][r] = half_at(p, r);
+        out.offset[0][r] = 128 * out.scale[0][r];
+    }
+}
+
+// The six bits of group g, row r
+int six_bits(Bytes lo, Bytes hi, int g, int r) {
+    return nibble(lo + g / 2 * kPanel + r, g & 1) | ((hi[g / 4 * kPanel + r] >> 2 * (g % 4)) & 3) << 4;
+}
+
+int two_bits(Bytes p, int which) { return *p >> 2 * which & 3; }
+
+void unpack_q2_k(Bytes p, Unpacked& out) {
+    for (int g = 0; g < 8; ++g)
+        for (int i = 0; i < 512; ++i) out.u[512 * g + i] = two_bits(p + 320 + g / 4 * 512 + i, g % 4);
+    for (int s = 0; s < 16; ++s)
+        for (int r = 0; r < kPanel; ++r) {
+            out.scale[s][r] = half_at(p, r) * nibble(p + 64 + s * kPanel + r, 0);
+            out.offset[s][r] = half_at(p + 32, r) * nibble(p + 64 + s * kPanel + r, 1);
+        }
+}
+
+void unpack_q3_k(Bytes p, Unpacked& out) {
+    for (int g = 0; g < 8; ++g)
+        for (int i = 0; i < 512; ++i)
+            out.u[512 * g + i] = two_bits(p + 736 + g / 4 * 512 + i, g % 4) | bit_at(p + 224 + 64 * g, i) << 2;
+    for (int s = 0; s < 16; ++s)
+        for (int r = 0; r < kPanel; ++r) {
+            const int six = nibble(p + 32 + s % 8 * kPanel + r, s / 8) | two_bits(p + 160 + s % 4 * kPanel + r, s / 4)
+                                                                             << 4;
+            out.scale[s][r] = half_at(p, r) * (six - 32);
+            out.offset[s][r] = 4 * out.scale[s][r];
+        }
+}
+
 void unpack_k_scales(Bytes p, Unpacked& out) {
-    auto six = [](Bytes lo, Bytes hi, int g, int r) {
-        return nibble(lo + g / 2 * kPanel + r, g & 1) | ((hi[g / 4 * kPanel + r] >> 2 * (g % 4)) & 3) << 4;
-    };
     for (int g = 0; g < 8; ++g)
         for (int r = 0; r < kPanel; ++r) {
-            out.scale[g][r] = half_at(p, r) * six(p + 64, p + 192, g, r);
-            out.offset[g][r] = half_at(p + 32, r) * six(p + 128, p + 224, g, r);
+            out.scale[g][r] = half_at(p, r) * six_bits(p + 64, p + 192, g, r);
+            out.offset[g][r] = half_at(p + 32, r) * six_bits(p + 128, p + 224, g, r);
         }
 }
 
@@ -94,6 +137,17 @@ void unpack_q6_k(Bytes p, Unpacked& out) {
             out.scale[s][r] = half_at(p, r) * static_cast<int8_t>(p[32 + s * kPanel + r]);
             out.offset[s][r] = 32 * out.scale[s][r];
         }
+}
+
+void unpack_iq4_xs(Bytes p, Unpacked& out) {
+    for (int g = 0; g < 8; ++g) {
+        for (int i = 0; i < 512; ++i)
+            out.u[512 * g + i] = kIQ4Levels[nibble(p + 128 + 256 * g + i % 256, i / 256)] + 128;
+        for (int r = 0; r < kPanel; ++r) {
+            out.scale[g][r] = half_at(p, r) * (six_bits(p + 32, p + 96, g, r) - 32);
+            out.offset[g][r] = 128 * out.scale[g][r];
+        }
+    }
 }
 
 // One column group of x, seen from column c of width w.
@@ -234,15 +288,20 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
 
 void matmul_scalar(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch) {
-    auto* multiply = !w.packed                ? matmul_rows
-                     : w.dtype == DType::Q4_0 ? matmul_integer<32, false, unpack_q4_0>
-                     : w.dtype == DType::Q4_1 ? matmul_integer<32, false, unpack_q4_1>
-                     : w.dtype == DType::Q5_0 ? matmul_integer<32, false, unpack_q5_0>
-                     : w.dtype == DType::Q8_0 ? matmul_integer<32, false, unpack_q8_0>
-                     : w.dtype == DType::Q4_K ? matmul_integer<256, false, unpack_q4_k>
-                     : w.dtype == DType::Q5_K ? matmul_integer<256, false, unpack_q5_k>
-                     : w.dtype == DType::Q6_K ? matmul_integer<256, true, unpack_q6_k>
-                                              : matmul_float;
+    auto* multiply = !w.packed                  ? matmul_rows
+                     : w.dtype == DType::Q4_0   ? matmul_integer<32, false, unpack_q4_0>
+                     : w.dtype == DType::Q4_1   ? matmul_integer<32, false, unpack_q4_1>
+                     : w.dtype == DType::Q5_0   ? matmul_integer<32, false, unpack_q5_0>
+                     : w.dtype == DType::Q5_1   ? matmul_integer<32, false, unpack_q5_1>
+                     : w.dtype == DType::Q2_K   ? matmul_integer<256, true, unpack_q2_k>
+                     : w.dtype == DType::Q3_K   ? matmul_integer<256, true, unpack_q3_k>
+                     : w.dtype == DType::Q8_0   ? matmul_integer<32, false, unpack_q8_0>
+                     : w.dtype == DType::IQ4_NL ? matmul_integer<32, false, unpack_iq4_nl>
+                     : w.dtype == DType::IQ4_XS ? matmul_integer<256, false, unpack_iq4_xs>
+                     : w.dtype == DType::Q4_K   ? matmul_integer<256, false, unpack_q4_k>
+                     : w.dtype == DType::Q5_K   ? matmul_integer<256, false, unpack_q5_k>
+                     : w.dtype == DType::Q6_K   ? matmul_integer<256, true, unpack_q6_k>
+                                                : matmul_float;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

@@ -8,9 +8,10 @@
 // V has
 //   kLanes; kTile, columns that the registers hold
 //   F, B: kLanes floats, kLanes × 4 bytes
-//   zero, load, load_some, store, store_some, broadcast, mul, add, fma (a · b + c), fnma (c − a · b)
+//   set, broadcast, load, load_some, store_some (the first n), load_bytes, lane_bytes (a byte a lane)
+//   mul, add, fma (a · b + c), fnma (c − a · b)
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
-//   low_nibble, high_nibble, with_bit4, with_bits45: to the bytes of a slot
+//   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up: to the bytes of a slot
 //   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
 //   Dot<bits>: integer sums of weights of so many bits; add<s>(u, q) takes slots in order, from 0
 #pragma once
@@ -20,6 +21,7 @@
 #include <utility>
 
 #include "cpu/tables.h"
+#include "formats/iq4_nl.h"
 
 #define GEMMART_INLINE __attribute__((always_inline)) inline
 
@@ -47,6 +49,15 @@ template <typename V, int N>
 struct Scales {  // weight = scale · u − offset
     typename V::F scale[N], offset[N];
 };
+
+// As floats: four bits from bit Low of lo, above them two from bit High of hi.
+template <typename V, int Low, int High>
+GEMMART_INLINE typename V::F six_bits(Bytes lo, Bytes hi) {
+    const __m128i low = _mm_and_si128(_mm_srli_epi16(V::lane_bytes(lo), Low), _mm_set1_epi8(15));
+    const __m128i high = V::lane_bytes(hi);
+    const __m128i at_four = High >= 4 ? _mm_srli_epi16(high, High - 4) : _mm_slli_epi16(high, 4 - High);
+    return V::from_u8(_mm_or_si128(low, _mm_and_si128(at_four, _mm_set1_epi8(48))));
+}
 
 template <typename V>
 struct Q4_0 {
@@ -80,12 +91,22 @@ struct Q5_0 {
     static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 352;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
-        return V::with_bit4(Q4_0<V>::template slot<0, S>(p + 64, g, lane), p + 32 + 8 * S + lane / 2);
+        return V::template with_bit<4>(Q4_0<V>::template slot<0, S>(p + 64, g, lane), p + 32 + 8 * S + lane / 2);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
         out.scale[0] = V::halves(p + 2 * lane);
         out.offset[0] = V::mul(V::set(16), out.scale[0]);
     }
+};
+
+template <typename V>
+struct Q5_1 {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 384;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return Q5_0<V>::template slot<0, S>(p + 32, g, lane);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) { Q4_1<V>::scales(p, lane, out); }
 };
 
 template <typename V>
@@ -102,6 +123,54 @@ struct Q8_0 {
 };
 
 template <typename V>
+struct IQ4_NL {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 288;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::signed_bytes(V::look_up(kIQ4Levels, Q4_0<V>::template slot<0, S>(p, g, lane)));
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) { Q8_0<V>::scales(p, lane, out); }
+};
+
+template <typename V>
+struct Q2_K {
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 4, kBytes = 1344;
+    template <int J, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::template two_bits<J>(V::load_bytes(p + 320 + g / 4 * 512 + S * 64 + 4 * lane));
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 16>& out) {
+        const auto d = V::halves(p + 2 * lane), dmin = V::halves(p + 32 + 2 * lane);
+        const __m128i nibble = _mm_set1_epi8(15);
+        for (int i = 0; i < 16; ++i) {
+            const __m128i both = V::lane_bytes(p + 64 + i * kPanel + lane);
+            out.scale[i] = V::mul(d, V::from_u8(_mm_and_si128(both, nibble)));
+            out.offset[i] = V::mul(dmin, V::from_u8(_mm_and_si128(_mm_srli_epi16(both, 4), nibble)));
+        }
+    }
+};
+
+template <typename V>
+struct Q3_K {
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 4, kBytes = 1760;
+    template <int J, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::template with_bit<2>(Q2_K<V>::template slot<J, S>(p + 416, g, lane),
+                                       p + 224 + (8 * g + S) * 8 + lane / 2);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 16>& out) {
+        const auto d = V::halves(p + 2 * lane);
+        unroll<16>([&](auto index) __attribute__((always_inline)) {
+            constexpr int i = decltype(index)::value;
+            const auto six =
+                six_bits<V, 4 * (i / 8), 2 * (i / 4)>(p + 32 + i % 8 * kPanel + lane, p + 160 + i % 4 * kPanel + lane);
+            out.scale[i] = V::mul(d, V::add(six, V::set(-32)));
+            out.offset[i] = V::mul(V::set(4), out.scale[i]);
+        });
+    }
+};
+
+template <typename V>
 struct Q4_K {
     static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 4, kBytes = 2304;
     template <int J, int S>
@@ -112,20 +181,11 @@ struct Q4_K {
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) {
         const auto d = V::halves(p + 2 * lane), dmin = V::halves(p + 32 + 2 * lane);
         unroll<8>([&](auto i) __attribute__((always_inline)) {
-            constexpr int g = decltype(i)::value;
-            out.scale[g] = V::mul(d, six<g>(p + 64 + lane, p + 192 + lane));
-            out.offset[g] = V::mul(dmin, six<g>(p + 128 + lane, p + 224 + lane));
+            constexpr int g = decltype(i)::value, kLow = 4 * (g & 1), kHigh = 2 * (g % 4);
+            const Bytes lo = p + 64 + g / 2 * kPanel + lane, hi = p + 192 + g / 4 * kPanel + lane;
+            out.scale[g] = V::mul(d, six_bits<V, kLow, kHigh>(lo, hi));
+            out.offset[g] = V::mul(dmin, six_bits<V, kLow, kHigh>(lo + 64, hi + 32));
         });
-    }
-    // scales (or minimums) of group G
-    template <int G>
-    static GEMMART_INLINE typename V::F six(Bytes lo, Bytes hi) {
-        const __m128i low = _mm_srli_epi16(V::lane_bytes(lo + G / 2 * kPanel), 4 * (G & 1));
-        const __m128i high = V::lane_bytes(hi + G / 4 * kPanel);
-        constexpr int shift = 2 * (G % 4) - 4;
-        const __m128i at_four = shift >= 0 ? _mm_srli_epi16(high, shift) : _mm_slli_epi16(high, -shift);
-        return V::from_u8(
-            _mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(at_four, _mm_set1_epi8(48))));
     }
 };
 
@@ -134,9 +194,29 @@ struct Q5_K {
     static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 5, kBytes = 2816;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
-        return V::with_bit4(Q4_K<V>::template slot<J, S>(p + 512, g, lane), p + 256 + (8 * g + S) * 8 + lane / 2);
+        return V::template with_bit<4>(Q4_K<V>::template slot<J, S>(p + 512, g, lane),
+                                       p + 256 + (8 * g + S) * 8 + lane / 2);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) { Q4_K<V>::scales(p, lane, out); }
+};
+
+template <typename V>
+struct IQ4_XS {
+    static constexpr int kColumns = 256, kTurn = 1, kParts = 1, kBits = 8, kBytes = 2176;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return IQ4_NL<V>::template slot<0, S>(p + 96 + g * 256, 0, lane);  // as if d stood before each group
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) {
+        const auto d = V::halves(p + 2 * lane);
+        unroll<8>([&](auto i) __attribute__((always_inline)) {
+            constexpr int g = decltype(i)::value;
+            const auto six =
+                six_bits<V, 4 * (g & 1), 2 * (g % 4)>(p + 32 + g / 2 * kPanel + lane, p + 96 + g / 4 * kPanel + lane);
+            out.scale[g] = V::mul(d, V::add(six, V::set(-32)));
+            out.offset[g] = V::mul(V::set(V::kSignedOffset), out.scale[g]);
+        });
+    }
 };
 
 template <typename V>
@@ -413,17 +493,22 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
 template <typename V>
 void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                 std::byte* scratch) {
-    auto* multiply = !w.packed                ? matmul_rows<V>
-                     : w.dtype == DType::Q4_0 ? matmul_panels<V, IntegerTile, Q4_0<V>>
-                     : w.dtype == DType::Q4_1 ? matmul_panels<V, IntegerTile, Q4_1<V>>
-                     : w.dtype == DType::Q5_0 ? matmul_panels<V, IntegerTile, Q5_0<V>>
-                     : w.dtype == DType::Q8_0 ? matmul_panels<V, IntegerTile, Q8_0<V>>
-                     : w.dtype == DType::Q4_K ? matmul_panels<V, IntegerTile, Q4_K<V>>
-                     : w.dtype == DType::Q5_K ? matmul_panels<V, IntegerTile, Q5_K<V>>
-                     : w.dtype == DType::Q6_K ? matmul_panels<V, IntegerTile, Q6_K<V>>
-                     : w.dtype == DType::F32  ? matmul_panels<V, FloatTile, F32<V>>
-                     : w.dtype == DType::F16  ? matmul_panels<V, FloatTile, F16<V>>
-                                              : matmul_panels<V, FloatTile, BF16<V>>;
+    auto* multiply = !w.packed                  ? matmul_rows<V>
+                     : w.dtype == DType::Q4_0   ? matmul_panels<V, IntegerTile, Q4_0<V>>
+                     : w.dtype == DType::Q4_1   ? matmul_panels<V, IntegerTile, Q4_1<V>>
+                     : w.dtype == DType::Q5_0   ? matmul_panels<V, IntegerTile, Q5_0<V>>
+                     : w.dtype == DType::Q5_1   ? matmul_panels<V, IntegerTile, Q5_1<V>>
+                     : w.dtype == DType::Q2_K   ? matmul_panels<V, IntegerTile, Q2_K<V>>
+                     : w.dtype == DType::Q3_K   ? matmul_panels<V, IntegerTile, Q3_K<V>>
+                     : w.dtype == DType::Q8_0   ? matmul_panels<V, IntegerTile, Q8_0<V>>
+                     : w.dtype == DType::IQ4_NL ? matmul_panels<V, IntegerTile, IQ4_NL<V>>
+                     : w.dtype == DType::IQ4_XS ? matmul_panels<V, IntegerTile, IQ4_XS<V>>
+                     : w.dtype == DType::Q4_K   ? matmul_panels<V, IntegerTile, Q4_K<V>>
+                     : w.dtype == DType::Q5_K   ? matmul_panels<V, IntegerTile, Q5_K<V>>
+                     : w.dtype == DType::Q6_K   ? matmul_panels<V, IntegerTile, Q6_K<V>>
+                     : w.dtype == DType::F32    ? matmul_panels<V, FloatTile, F32<V>>
+                     : w.dtype == DType::F16    ? matmul_panels<V, FloatTile, F16<V>>
+                                                : matmul_panels<V, FloatTile, BF16<V>>;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

@@ -2,10 +2,15 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "formats/iq4_nl.h"
+#include "formats/iq4_xs.h"
+#include "formats/q2_k.h"
+#include "formats/q3_k.h"
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q4_k.h"
 #include "formats/q5_0.h"
+#include "formats/q5_1.h"
 #include "formats/q5_k.h"
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
@@ -27,6 +32,29 @@ uint32_t word_at(const std::byte* p) {
     return word;
 }
 
+// out u64 [8 slots] <- a bit a column
+void pack_fifth_bits(const std::byte* const* rows, size_t offset, std::byte* dst) {
+    uint64_t bits[8] = {};
+    for (int r = 0; r < kPanel; ++r)
+        for (int s = 0; s < 8; ++s) bits[s] |= static_cast<uint64_t>(word_at(rows[r] + offset) >> 4 * s & 15) << 4 * r;
+    std::memcpy(dst, bits, sizeof bits);
+}
+
+// out u64 [8 groups][8 slots] <- 32 bytes, of which bit g belongs to group g
+void pack_high_bits(const std::byte* const* rows, size_t offset, std::byte* dst) {
+    uint64_t bits[8][8] = {};
+    for (int r = 0; r < kPanel; ++r)
+        for (int s = 0; s < 8; ++s) {
+            const uint32_t bytes = word_at(rows[r] + offset + 4 * s);
+            for (int g = 0; g < 8; ++g) {
+                // the product moves bit 8 b to bit 24 + b
+                const uint32_t four = (bytes >> g & 0x01010101) * 0x01020408u >> 24 & 15;
+                bits[g][s] |= static_cast<uint64_t>(four) << 4 * r;
+            }
+        }
+    std::memcpy(dst, bits, sizeof bits);
+}
+
 void pack_q4_0(const std::byte* const* rows, std::byte* dst) {
     transpose<uint16_t>(rows, offsetof(BlockQ4_0, d), 1, dst);
     transpose<uint32_t>(rows, offsetof(BlockQ4_0, qs), 4, dst + 32);
@@ -40,17 +68,39 @@ void pack_q4_1(const std::byte* const* rows, std::byte* dst) {
 
 void pack_q5_0(const std::byte* const* rows, std::byte* dst) {
     transpose<uint16_t>(rows, offsetof(BlockQ5_0, d), 1, dst);
-    uint64_t high[8] = {};
-    for (int r = 0; r < kPanel; ++r)
-        for (int s = 0; s < 8; ++s)
-            high[s] |= static_cast<uint64_t>(word_at(rows[r] + offsetof(BlockQ5_0, qh)) >> 4 * s & 15) << 4 * r;
-    std::memcpy(dst + 32, high, sizeof high);
+    pack_fifth_bits(rows, offsetof(BlockQ5_0, qh), dst + 32);
     transpose<uint32_t>(rows, offsetof(BlockQ5_0, qs), 4, dst + 96);
+}
+
+void pack_q5_1(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockQ5_1, d), 1, dst);
+    transpose<uint16_t>(rows, offsetof(BlockQ5_1, m), 1, dst + 32);
+    pack_fifth_bits(rows, offsetof(BlockQ5_1, qh), dst + 64);
+    transpose<uint32_t>(rows, offsetof(BlockQ5_1, qs), 4, dst + 128);
 }
 
 void pack_q8_0(const std::byte* const* rows, std::byte* dst) {
     transpose<uint16_t>(rows, offsetof(BlockQ8_0, d), 1, dst);
     transpose<uint32_t>(rows, offsetof(BlockQ8_0, qs), 8, dst + 32);
+}
+
+void pack_iq4_nl(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ4_NL, d), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockIQ4_NL, qs), 4, dst + 32);
+}
+
+void pack_q2_k(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockQ2_K, d), 1, dst);
+    transpose<uint16_t>(rows, offsetof(BlockQ2_K, dmin), 1, dst + 32);
+    transpose<uint8_t>(rows, offsetof(BlockQ2_K, scales), 16, dst + 64);
+    transpose<uint32_t>(rows, offsetof(BlockQ2_K, qs), 16, dst + 320);
+}
+
+void pack_q3_k(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockQ3_K, d), 1, dst);
+    transpose<uint8_t>(rows, offsetof(BlockQ3_K, scales), 12, dst + 32);
+    pack_high_bits(rows, offsetof(BlockQ3_K, hmask), dst + 224);
+    transpose<uint32_t>(rows, offsetof(BlockQ3_K, qs), 16, dst + 736);
 }
 
 // d, dmin and the 6-bit scales and minimums that Q4_K and Q5_K share: 256 bytes
@@ -81,17 +131,7 @@ void pack_q4_k(const std::byte* const* rows, std::byte* dst) {
 
 void pack_q5_k(const std::byte* const* rows, std::byte* dst) {
     pack_k_scales(rows, offsetof(BlockQ5_K, d), offsetof(BlockQ5_K, dmin), offsetof(BlockQ5_K, scales), dst);
-    uint64_t high[8][8] = {};  // [group][slot]: bit g of the bytes 4s … 4s+3 of each row
-    for (int r = 0; r < kPanel; ++r)
-        for (int s = 0; s < 8; ++s) {
-            const uint32_t bytes = word_at(rows[r] + offsetof(BlockQ5_K, qh) + 4 * s);
-            for (int g = 0; g < 8; ++g) {
-                // the product moves bit 8 b to bit 24 + b
-                const uint32_t four = (bytes >> g & 0x01010101) * 0x01020408u >> 24 & 15;
-                high[g][s] |= static_cast<uint64_t>(four) << 4 * r;
-            }
-        }
-    std::memcpy(dst + 256, high, sizeof high);
+    pack_high_bits(rows, offsetof(BlockQ5_K, qh), dst + 256);
     transpose<uint32_t>(rows, offsetof(BlockQ5_K, qs), 32, dst + 768);
 }
 
@@ -100,6 +140,13 @@ void pack_q6_k(const std::byte* const* rows, std::byte* dst) {
     transpose<uint8_t>(rows, offsetof(BlockQ6_K, scales), 16, dst + 32);
     transpose<uint32_t>(rows, offsetof(BlockQ6_K, ql), 32, dst + 288);
     transpose<uint32_t>(rows, offsetof(BlockQ6_K, qh), 16, dst + 2336);
+}
+
+void pack_iq4_xs(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ4_XS, d), 1, dst);
+    transpose<uint8_t>(rows, offsetof(BlockIQ4_XS, scales_l), 4, dst + 32);
+    transpose<uint8_t>(rows, offsetof(BlockIQ4_XS, scales_h), 2, dst + 96);
+    transpose<uint32_t>(rows, offsetof(BlockIQ4_XS, qs), 32, dst + 128);
 }
 
 struct Packing {
@@ -115,7 +162,12 @@ constexpr Packing kPackings[] = {
     {DType::Q4_0, 32, pack_q4_0},
     {DType::Q4_1, 32, pack_q4_1},
     {DType::Q5_0, 32, pack_q5_0},
+    {DType::Q5_1, 32, pack_q5_1},
     {DType::Q8_0, 32, pack_q8_0},
+    {DType::IQ4_NL, 32, pack_iq4_nl},
+    {DType::IQ4_XS, 256, pack_iq4_xs},
+    {DType::Q2_K, 256, pack_q2_k},
+    {DType::Q3_K, 256, pack_q3_k},
     {DType::Q4_K, 256, pack_q4_k},
     {DType::Q5_K, 256, pack_q5_k},
     {DType::Q6_K, 256, pack_q6_k},

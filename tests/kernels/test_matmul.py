@@ -10,7 +10,9 @@ FORMATS = {name: (block_size, block_bytes) for name, _, block_size, block_bytes 
 FLOATS = ("F32", "F16", "BF16")
 # Bytes of a block that hold quants, and what makes them the unsigned zero of the integer kernels.
 QUANTS = {"Q4_0": (slice(2, 18), 0), "Q4_1": (slice(4, 20), 0), "Q5_0": (slice(2, 22), 0), "Q8_0": (slice(2, 34), 0x80)}
+QUANTS |= {"Q5_1": (slice(4, 24), 0), "Q2_K": (slice(16, 80), 0), "Q3_K": (slice(0, 96), 0)}
 QUANTS |= {"Q4_K": (slice(16, 144), 0), "Q5_K": (slice(16, 176), 0), "Q6_K": (slice(0, 192), 0)}
+QUANTS |= {"IQ4_NL": None, "IQ4_XS": None}  # levels, around a zero that no bits stand for
 # Byte offsets of the halves that scale a block, where it is not one at the front.
 SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2)}
 SCALES |= {"Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)}
@@ -76,10 +78,11 @@ def check(isa, name, weights, x, packed):
     if packed and name in QUANTS:
         rounded = _core.kernels.quantize(isa, x)
         seen = rounded["q"] * np.repeat(rounded["d"].astype(np.float64), 32, axis=1)
-        quants, zero = QUANTS[name]
-        blocks = weights.reshape(-1, FORMATS[name][1]).copy()
-        blocks[:, quants] = zero
-        offset = decoded(name, blocks.reshape(weights.shape))
+        if QUANTS[name]:
+            quants, zero = QUANTS[name]
+            blocks = weights.reshape(-1, FORMATS[name][1]).copy()
+            blocks[:, quants] = zero
+            offset = decoded(name, blocks.reshape(weights.shape))
     error = np.abs(product(isa, name, weights, x, packed=packed) - seen @ w.T)
     assert (error <= np.abs(seen) @ (1e-5 * np.abs(w) + 1e-6 * np.abs(offset)).T).all()  # false for a NaN
 
