@@ -22,9 +22,6 @@ struct UnsupportedError : Error {  // a sound file that asks for something this 
 struct FileChanged : Error {  // the file was changed after it was opened
     using Error::Error;
 };
-struct NumericError : Error {  // a result is NaN or infinite
-    using Error::Error;
-};
 struct DeviceError : Error {  // a device or instruction set cannot be used
     using Error::Error;
 };

@@ -129,6 +129,9 @@ class ContextOverflow(InvalidRequest):
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx
 
+    def __reduce__(self) -> tuple[type[ContextOverflow], tuple[int, int]]:
+        return type(self), (self.n_prompt, self.n_ctx)
+
 
 class Cancelled(GemmartError):
     """The caller stopped the generation; `partial` holds the result so far."""

@@ -49,6 +49,8 @@ def make_plan(
     available = available_memory()
 
     def plan_for(n_ctx: int) -> MemoryPlan:
+        if n_ctx * parallel >= 2**31:
+            raise InvalidRequest(f"ctx × parallel: {n_ctx} × {parallel} tokens are more than 2^31 - 1")
         need = facts.memory_need(
             n_threads=n_threads, n_batch=batch, n_kv_tokens=n_ctx * parallel, n_sequences=parallel, kv_type=kv_type
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gemmart import _core
 from gemmart.engine import Engine, Request
-from gemmart.errors import InternalError, InvalidRequest, TemplateError
+from gemmart.errors import InternalError, InvalidRequest, ModelFormatError, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
 from gemmart.progress import Progress
@@ -147,7 +147,10 @@ class Model:
         try:
             vocabulary = read_vocabulary(gguf, str(path))
             if vocabulary.n_tokens != self.info.n_vocab:
-                raise InternalError(f"{path}: {vocabulary.n_tokens} tokens, but {self.info.n_vocab} embeddings")
+                raise ModelFormatError(
+                    f"{path}: tokenizer.ggml.tokens has {vocabulary.n_tokens} tokens, tensor token_embd.weight "
+                    f"{self.info.n_vocab} rows; they must be as many"
+                )
             self._tokenizer = Tokenizer(vocabulary)
             names = [
                 "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
