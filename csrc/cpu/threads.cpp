@@ -1,16 +1,27 @@
 #include "cpu/threads.h"
 
+#include <system_error>
 #include <utility>
+
+#include "error.h"
 
 namespace gemmart::cpu {
 
 thread_local int ThreadPool::at_ = 0;
 
 ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), phases_(kMaxPhases) {
-    for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this, i] { loop(i); });
+    try {
+        for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this, i] { loop(i); });
+    } catch (const std::system_error& error) {
+        end();
+        throw OutOfMemory(message("thread ", threads_.size() + 1, " of ", n_threads,
+                                  " cannot be started: ", error.what(), "; choose fewer"));
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
     stop_ = true;
     run_.fetch_add(1, std::memory_order_release);
     run_.notify_all();

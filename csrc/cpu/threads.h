@@ -17,7 +17,7 @@ class ThreadPool {
   public:
     static constexpr int kMaxPhases = 1 << 15;  // of a run
 
-    explicit ThreadPool(int n_threads);  // the caller of run() is one of them
+    explicit ThreadPool(int n_threads);  // the caller of run() is one of them; throws OutOfMemory
     ~ThreadPool();
     int size() const { return n_threads_; }
 
@@ -50,6 +50,7 @@ class ThreadPool {
     static void wait_until(const std::atomic<int>& value, int at_least);
     void fail(std::exception_ptr error);
     void loop(int index);
+    void end();
 
     static thread_local int at_;  // this thread's next phase of the run
 
