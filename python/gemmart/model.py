@@ -146,8 +146,6 @@ class Model:
         loading.start()
         try:
             vocabulary = read_vocabulary(gguf, str(path))
-            if vocabulary.n_tokens != self.info.n_vocab:
-                raise InternalError(f"{path}: {vocabulary.n_tokens} tokens, but {self.info.n_vocab} embeddings")
             self._tokenizer = Tokenizer(vocabulary)
             names = [
                 "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
@@ -336,6 +334,7 @@ class Stream:
             event = self._request.events.get()
             if isinstance(event, Completion | Exception):
                 self._result = event
+                self._request.events.put(event)  # for a thread that waits beside this one
             else:
                 yield event
         if isinstance(self._result, Exception):
@@ -424,13 +423,15 @@ class _Turn(Stream):
         self._turn = turn
 
     def events(self) -> Iterator[Delta | NDArray[np.float32]]:
-        try:
-            yield from super().events()
-        finally:
-            self._enter()
+        yield from super().events()
+        self._enter()
 
     def close(self) -> None:
         super().close()
+        self._enter()
+
+    def __del__(self) -> None:
+        super().__del__()
         self._enter()
 
     def _enter(self) -> None:
