@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFValueType, GGUFWriter
 
 import gemmart
 import tiny as tiny_models
@@ -20,6 +22,7 @@ from edit import edit
 from gemmart import _core
 from gemmart.engine import _Sequence
 from gemmart.errors import InternalError, InvalidRequest, ModelFormatError, UnsupportedModel
+from gemmart.model import read_vocabulary
 from tiny import write_tiny
 
 
@@ -159,7 +162,7 @@ def test_padded_embedding(quant: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tiny_models, "add_spm", lambda w, n: add_spm(w, n_rows + 1))
     short = write_tiny(tmp_path / "short.gguf", "gemma2", quant, n_vocab=n_rows)
-    with pytest.raises(ModelFormatError, match="has 513 entries, but tensor token_embd.weight only 512 rows"):
+    with pytest.raises(ModelFormatError, match=r"has 513 entries, but tensor token_embd\.weight only 512 rows"):
         gemmart.load(short)
 
 
@@ -178,3 +181,29 @@ def test_threads_that_cannot_start(tiny: Tiny) -> None:
     done = run_python(code, tiny("gemma2", "Q8_0"))
     assert done.returncode == 0
     assert " of 1024 cannot be started" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("model", value) for value in (7, [1, 2], ["a", "b"])),
+        *(("pre", value) for value in (7, [1, 2], ["a", "b"])),
+        *(("bos_token_id", value) for value in ("x", 1.5, [1, 2], ["a", "b"])),
+        *(("add_bos_token", value) for value in ("false", 1, [1, 2])),
+        *(("token_type", value) for value in ("x", 1, ["a", "b"])),
+        *(("scores", value) for value in ("x", 1.5, ["a", "b"])),
+        *(("tokens", value) for value in ("x", 1, [1, 2])),
+    ],
+)
+def test_tokenizer_keys_of_a_wrong_type(key: str, value: object, tmp_path: Path) -> None:
+    """They came out as ValueError or TypeError, or were taken for something else."""
+    path, name = tmp_path / "m.gguf", f"tokenizer.ggml.{key}"
+    writer = GGUFWriter(path, "llama")
+    vocabulary = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b"], "merges": ["a b"], key: value}
+    for each, given in vocabulary.items():
+        writer.add_key_value(f"tokenizer.ggml.{each}", given, GGUFValueType.get_type(given))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelFormatError, match=re.escape(name)):
+        read_vocabulary(_core.Gguf(path), "m.gguf")

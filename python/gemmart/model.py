@@ -471,11 +471,16 @@ def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo
 
 
 def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
-    return Vocabulary.from_gguf(lambda key, default: gguf.get(key) if key in gguf else default, gguf.strings, path)
+    return Vocabulary.from_gguf(lambda key, default: _value(gguf, key) if key in gguf else default, gguf.strings, path)
 
 
 def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
     """The file's own sampling advice, `general.sampling.*`."""
     prefix = "general.sampling."
     keys = gguf.keys()
-    return {key.removeprefix(prefix): gguf.get(key) for key in keys if key.startswith(prefix)}
+    return {key.removeprefix(prefix): _value(gguf, key) for key in keys if key.startswith(prefix)}
+
+
+def _value(gguf: _core.Gguf, key: str) -> Any:
+    """The value of a key, of any type."""
+    return gguf.strings(key) if gguf.type_of(key) == "str[]" else gguf.get(key)
