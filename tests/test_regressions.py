@@ -21,7 +21,7 @@ from conftest import Tiny
 from edit import edit
 from gemmart import _core
 from gemmart.engine import _Sequence
-from gemmart.errors import InternalError, InvalidRequest, ModelFormatError, UnsupportedModel
+from gemmart.errors import DeviceError, InternalError, InvalidRequest, ModelFormatError, UnsupportedModel
 from gemmart.model import read_vocabulary
 from tiny import write_tiny
 
@@ -207,3 +207,16 @@ def test_tokenizer_keys_of_a_wrong_type(key: str, value: object, tmp_path: Path)
     writer.close()
     with pytest.raises(ModelFormatError, match=re.escape(name)):
         read_vocabulary(_core.Gguf(path), "m.gguf")
+
+
+def test_other_names_of_options(tiny: Tiny) -> None:
+    path = tiny("gemma2", "Q8_0")
+    with gemmart.load(path, n_ctx=40, n_gpu_layers=0) as model:
+        assert model.ctx == gemmart.plan(path, n_ctx=40, n_gpu_layers=0).ctx == 40
+    for call in (gemmart.load, gemmart.plan):
+        with pytest.raises(DeviceError, match="no GPU"):
+            call(path, n_gpu_layers="all")
+        with pytest.raises(InvalidRequest, match="another name of ctx"):
+            call(path, ctx=40, n_ctx=40)
+        with pytest.raises(InvalidRequest, match="another name of ngl"):
+            call(path, ngl=0, n_gpu_layers=0)

@@ -49,6 +49,8 @@ def load(
     gpu: str = "auto",
     ngl: str | int = "auto",
     device: str | None = None,
+    n_ctx: int | None = None,
+    n_gpu_layers: str | int | None = None,
     template: str | None = None,
     system_style: str = "fold",
     strict_roles: bool = False,
@@ -63,12 +65,13 @@ def load(
     kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
     physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
     quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
-    for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's. system_style: how a Gemma
+    for small models only (SMALL_DIM). n_ctx, n_gpu_layers: other names of ctx and ngl. template: a Jinja chat template instead of the file's. system_style: how a Gemma
     model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error.
     offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
 
     Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
     InvalidRequest."""
+    ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
     check_device(gpu, ngl, device)
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
@@ -94,15 +97,33 @@ def plan(
     batch: int = 512,
     threads: int | None = None,
     kv_type: str = "f16",
+    gpu: str = "auto",
+    ngl: str | int = "auto",
+    device: str | None = None,
+    n_ctx: int | None = None,
+    n_gpu_layers: str | int | None = None,
     offline: bool = False,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> MemoryPlan:
     """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but
     never OutOfMemory."""
+    ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
+    check_device(gpu, ngl, device)
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
     return make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type)
+
+
+def _one_name(
+    ctx: int | None, n_ctx: int | None, ngl: str | int, n_gpu_layers: str | int | None
+) -> tuple[int | None, str | int]:
+    """ctx and ngl, whichever of their names was used."""
+    if ctx is not None and n_ctx is not None:
+        raise InvalidRequest("n_ctx: is another name of ctx, which is given too")
+    if ngl != "auto" and n_gpu_layers is not None:
+        raise InvalidRequest("n_gpu_layers: is another name of ngl, which is given too")
+    return n_ctx if ctx is None else ctx, ngl if n_gpu_layers is None else n_gpu_layers
 
 
 def devices() -> list[Device]:
