@@ -220,3 +220,10 @@ def test_other_names_of_options(tiny: Tiny) -> None:
             call(path, ctx=40, n_ctx=40)
         with pytest.raises(InvalidRequest, match="another name of ngl"):
             call(path, ngl=0, n_gpu_layers=0)
+
+
+@pytest.mark.parametrize("prompt", [None, 7, [1.5], ["a"]])
+def test_prompts_that_are_none(prompt: object, tiny: Tiny) -> None:
+    """They came out as TypeError, and 1.5 was taken for 1."""
+    with gemmart.load(tiny("gemma2", "Q8_0")) as model, pytest.raises(InvalidRequest, match="tokens: expected"):
+        model.generate(prompt, max_tokens=1)

@@ -6,6 +6,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,9 +66,10 @@ def load(
     kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
     physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
     quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
-    for small models only (SMALL_DIM). n_ctx, n_gpu_layers: other names of ctx and ngl. template: a Jinja chat template instead of the file's. system_style: how a Gemma
-    model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error.
-    offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
+    for small models only (SMALL_DIM). n_ctx, n_gpu_layers: other names of ctx and ngl. template: a Jinja chat template
+    instead of the file's. system_style: how a Gemma model is told a system message: "fold", "turn" or "user".
+    strict_roles: roles that do not alternate are an error. offline: nothing is fetched. notice: called with a sentence
+    where another model than the default is taken.
 
     Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
     InvalidRequest."""
@@ -326,7 +328,10 @@ class Model:
         return Stream(self, request)
 
     def _check_ids(self, tokens: Sequence[int]) -> list[int]:
-        ids = [int(i) for i in tokens]
+        try:
+            ids = [index(i) for i in tokens]
+        except TypeError as error:
+            raise InvalidRequest(f"tokens: expected a text or whole numbers: {error}") from None
         for i in ids:
             if not 0 <= i < self.info.n_vocab:
                 raise InvalidRequest(f"tokens: id {i} is outside 0 to {self.info.n_vocab - 1}")
