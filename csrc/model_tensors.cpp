@@ -53,15 +53,20 @@ ModelTensors find_tensors(const GgufFile& file, Config& config) {
     check<FormatError>(embedding->shape.size() == 2 && embedding->shape[0] >= 1 && embedding->shape[0] <= 1 << 21,
                        file.path(), ": tensor token_embd.weight has shape ", shape_text(embedding->shape),
                        ", expected [n_vocab <= 2097152, ", config.dim, "]");
-    config.n_vocab = static_cast<int>(embedding->shape[0]);
-    const int64_t dim = config.dim;
+    const int64_t dim = config.dim, n_rows = embedding->shape[0];
+    // Some files pad the embedding: rows beyond the vocabulary stand for no token.
+    const char* const tokens = "tokenizer.ggml.tokens";
+    const int64_t n_tokens = file.has(tokens) ? static_cast<int64_t>(file.array_length(tokens)) : n_rows;
+    check<FormatError>(n_tokens <= n_rows, file.path(), ": ", tokens, " has ", n_tokens,
+                       " entries, but tensor token_embd.weight only ", n_rows, " rows");
+    check<FormatError>(n_tokens >= 1, file.path(), ": ", tokens, " is empty");
+    config.n_vocab = static_cast<int>(n_tokens);
 
     ModelTensors out;
-    out.embedding = finder.find("token_embd.weight", {config.n_vocab, dim}, "n_vocab, dim");
+    out.embedding = finder.find("token_embd.weight", {n_rows, dim}, "n_vocab, dim");
     out.output_norm = finder.find("output_norm.weight", {dim}, "dim");
     config.tied_output = file.find("output.weight") == nullptr;
-    out.output =
-        config.tied_output ? out.embedding : finder.find("output.weight", {config.n_vocab, dim}, "n_vocab, dim");
+    out.output = config.tied_output ? out.embedding : finder.find("output.weight", {n_rows, dim}, "n_vocab, dim");
     for (size_t i = 0; i < config.layers.size(); ++i) {
         const LayerFacts& layer = config.layers[i];
         const int64_t q = static_cast<int64_t>(layer.n_heads) * layer.head_dim,

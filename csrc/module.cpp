@@ -1,6 +1,7 @@
 // The border: conversions, documentation, the GIL and error mapping; no arithmetic.
 #include "module.h"
 
+#include <cstring>
 #include <new>
 
 #include "error.h"
@@ -15,7 +16,11 @@ void raise_in_python(std::exception_ptr error) {
     if (!error) return;
     auto raise = [](const char* name, const char* what) {
         py::object cls = py::module_::import("gemmart.errors").attr(name);
-        PyErr_SetString(cls.ptr(), what);
+        // A path in it need not be UTF-8.
+        PyObject* text = PyUnicode_DecodeUTF8(what, static_cast<Py_ssize_t>(std::strlen(what)), "backslashreplace");
+        if (!text) return;  // with its own error
+        PyErr_SetObject(cls.ptr(), text);
+        Py_DECREF(text);
     };
     try {
         std::rethrow_exception(error);

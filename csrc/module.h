@@ -3,7 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 namespace gemmart {
+
+// The bytes of a str, bytes or os.PathLike, as the system has them.
+std::string path_bytes(const pybind11::object& path);
 
 void register_gguf(pybind11::module_& m);
 void register_kv(pybind11::module_& m);

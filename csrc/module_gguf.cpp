@@ -48,7 +48,7 @@ py::array_t<float> decode_bytes(const std::string& name, const py::buffer& data)
 }
 
 std::unique_ptr<GgufFile> open_file(const py::object& path, uint64_t offset, uint64_t length) {
-    const std::string bytes = py::bytes(py::module_::import("os").attr("fsencode")(path));
+    const std::string bytes = path_bytes(path);
     py::gil_scoped_release nogil;
     return std::make_unique<GgufFile>(bytes, offset, length);
 }
@@ -87,6 +87,8 @@ py::list tensors(const GgufFile& file) {
 }
 
 }  // namespace
+
+std::string path_bytes(const py::object& path) { return py::bytes(py::module_::import("os").attr("fsencode")(path)); }
 
 void register_gguf(py::module_& m) {
     py::class_<GgufFile>(m, "Gguf", "A GGUF file: metadata and tensor table, checked. All arrays returned are copies.")

@@ -80,10 +80,16 @@ py::tuple select_row(const Context& context, int output, int k, const Ids& bias_
 
 void register_model(py::module_& m) {
     m.attr("KV_SLACK") = Context::kSlack;
+    m.attr("KV_CHUNK") = KvCache::kChunk;
 
     py::class_<ModelFacts>(m, "ModelFacts",
                            "What a GGUF file announces of its model, from its metadata and tensor table alone.")
-        .def(py::init<const std::string&, uint64_t, uint64_t>(), "path"_a, "offset"_a = 0, "length"_a = 0,
+        .def(py::init([](const py::object& path, uint64_t offset, uint64_t length) {
+                 const std::string bytes = path_bytes(path);
+                 py::gil_scoped_release release;
+                 return std::make_unique<ModelFacts>(bytes, offset, length);
+             }),
+             "path"_a, "offset"_a = 0, "length"_a = 0,
              "Raises ModelNotFound, ModelFormatError, TruncatedModel, UnsupportedModel.")
         .def("info", &info, "family, dim, n_vocab, n_ctx_train, caps, and a dict a layer.")
         .def("memory_need", &need, py::kw_only(), "n_threads"_a, "n_batch"_a, "n_kv_tokens"_a, "n_sequences"_a,

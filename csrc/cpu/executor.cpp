@@ -129,6 +129,7 @@ struct CpuExecutor::Impl {
         output_norm = load_vector(*file, *tensors.output_norm);
         items.push_back({tensors.output, &output});
         load_matrices(*file, items, weights, pool);
+        output.n_rows = config.n_vocab;  // without padding
         file->check_unchanged();
 
         const size_t n = n_batch;

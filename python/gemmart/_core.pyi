@@ -1,5 +1,6 @@
 """The C++ core: the border as a contract. Shapes, dtypes and errors are in each docstring of the module itself."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 version: str
 KV_PAGE_TOKENS: int
 KV_SLACK: int
+KV_CHUNK: int
 
 # Files (module_gguf.cpp)
 
@@ -16,7 +18,7 @@ def formats() -> list[tuple[str, int, int, int]]: ...  # name, GGUF type id, wei
 def decode(format_name: str, data: Any) -> NDArray[np.float32]: ...
 
 class Gguf:
-    def __init__(self, path: str, offset: int = 0, length: int = 0) -> None: ...
+    def __init__(self, path: str | bytes | os.PathLike[str], offset: int = 0, length: int = 0) -> None: ...
     @property
     def path(self) -> str: ...
     @property
@@ -55,7 +57,7 @@ class KvCache:
 # Models (module_model.cpp)
 
 class ModelFacts:
-    def __init__(self, path: str, offset: int = 0, length: int = 0) -> None: ...
+    def __init__(self, path: str | bytes | os.PathLike[str], offset: int = 0, length: int = 0) -> None: ...
     def info(self) -> dict[str, Any]: ...
     def memory_need(
         self, *, n_threads: int, n_batch: int, n_kv_tokens: int, n_sequences: int, kv_type: str

@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmart import _core
-from gemmart.errors import Cancelled, ContextOverflow, InvalidRequest, NumericError
+from gemmart.errors import (
+    Cancelled,
+    ContextOverflow,
+    GemmartError,
+    InternalError,
+    InvalidRequest,
+    NumericError,
+    OutOfMemory,
+)
 from gemmart.results import Completion, Delta, Timings, TokenLogprob, Usage
 from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
 from gemmart.stops import StopStrings
@@ -58,7 +66,7 @@ class Engine:
         self._n_batch = n_batch
         # Pages that a sequence can hold at once of the windowed layers: what they see, what a rewind needs, what a step
         # adds.
-        self._window_pages = _pages(window + _core.KV_SLACK + n_batch) + 2
+        self._window_pages = _pages(window + _core.KV_SLACK + min(n_batch, _core.KV_CHUNK)) + 2
         self._inbox: deque[Request] = deque()
         self._active: list[_Sequence] = []
         self._wake = threading.Condition()
@@ -114,7 +122,7 @@ class Engine:
             except Exception as error:
                 # The step's batch is lost, with its sequences; the engine lives.
                 for sequence in self._active:
-                    sequence.fail(error)
+                    sequence.fail(_public(error))
                 self._remove_finished()
         for sequence in self._active:
             sequence.fail(Cancelled("the model was closed"))
@@ -128,10 +136,13 @@ class Engine:
         ones at once, since a step ends them."""
         waiting: deque[Request] = deque()
         for request in self._inbox:
-            if request.cancelled or not (waiting or self._overfull(request)):
-                self._active.append(_Sequence(request, self._kv, self._tokenizer))
-            else:
+            if not request.cancelled and (waiting or self._overfull(request)):
                 waiting.append(request)
+                continue
+            try:
+                self._active.append(_Sequence(request, self._kv, self._tokenizer))
+            except Exception as error:
+                request.events.put(_public(error))
         self._inbox = waiting
 
     def _overfull(self, request: Request) -> bool:
@@ -180,7 +191,10 @@ class Engine:
             elif sequence.request.all_logits:
                 wants_all.setdefault(sequence, []).append(output)
             else:
-                sequence.sample(self._context, output)
+                try:
+                    sequence.sample(self._context, output)
+                except Exception as error:
+                    sequence.fail(_public(error))
         for sequence, outputs in wants_all.items():
             sequence.request.events.put(np.stack([self._context.row(i) for i in outputs]))
             if not sequence.pending:
@@ -188,14 +202,16 @@ class Engine:
         self._remove_finished()
 
     def _make_batch(self) -> list[tuple[_Sequence, int]]:
-        """(sequence, number of its pending tokens): all that decode, then prompts in equal shares of the rest."""
+        """(sequence, number of its pending tokens): one for each, as far as they go; prompts have equal shares of the
+        rest."""
         self._active.sort(key=lambda s: s.last_step)  # whoever waited longest comes first
-        batch = [(s, 1) for s in self._active if len(s.pending) == 1][: self._n_batch]
+        chosen = self._active[: self._n_batch]
+        batch = [(s, 1) for s in chosen if len(s.pending) == 1]
+        prompts = [s for s in chosen if len(s.pending) > 1]
         room = self._n_batch - len(batch)
-        prompts = [s for s in self._active if len(s.pending) > 1]
         logit_rows = max(1, LOGIT_BYTES // (4 * self._tokenizer.n_tokens))
         for i, sequence in enumerate(prompts):
-            n = min(len(sequence.pending), -(-room // (len(prompts) - i)))
+            n = min(len(sequence.pending), -(-room // (len(prompts) - i)), _core.KV_CHUNK)
             if sequence.request.all_logits:
                 n = min(n, logit_rows)
                 logit_rows -= n
@@ -218,12 +234,7 @@ class _Sequence:
         self.request = request
         self._tokenizer = tokenizer
         prompt = np.array(request.prompt, np.int32)
-        if request.all_logits:  # a stored prefix has keys and values, but no logits
-            self.id, self.n_cached = kv.new_sequence(), 0
-        else:
-            self.id, self.n_cached = kv.match_prefix(prompt)
         self.pages = _pages(len(prompt) + request.max_tokens)
-        self.pending: list[int] = [int(i) for i in prompt[self.n_cached :]]
         self.tokens: list[int] = []
         self.finished = False
         self.started = 0.0
@@ -233,6 +244,11 @@ class _Sequence:
         self._logprobs: list[TokenLogprob] = []
         self._decoder: StreamDecoder = tokenizer.decoder(start=False)
         self._stops = request.stops
+        if request.all_logits:  # a stored prefix has keys and values, but no logits
+            self.id, self.n_cached = kv.new_sequence(), 0
+        else:
+            self.id, self.n_cached = kv.match_prefix(prompt)
+        self.pending: list[int] = prompt[self.n_cached :].tolist()
         if request.max_tokens == 0 and not request.all_logits:
             self.finish("length")
 
@@ -319,6 +335,17 @@ class _Sequence:
         if not self.finished:
             self.finished = True
             self.request.events.put(event)
+
+
+def _public(error: Exception) -> GemmartError:
+    """What a caller is told of an error on the engine's thread."""
+    if isinstance(error, GemmartError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"memory ran out while the model computed: {error}")
+    internal = InternalError(f"the engine failed: {error!r}")
+    internal.__cause__ = error
+    return internal
 
 
 def _pages(n_tokens: int) -> int:

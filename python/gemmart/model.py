@@ -6,6 +6,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,6 +50,8 @@ def load(
     gpu: str = "auto",
     ngl: str | int = "auto",
     device: str | None = None,
+    n_ctx: int | None = None,
+    n_gpu_layers: str | int | None = None,
     template: str | None = None,
     system_style: str = "fold",
     strict_roles: bool = False,
@@ -63,12 +66,14 @@ def load(
     kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
     physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
     quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
-    for small models only (SMALL_DIM). template: a Jinja chat template instead of the file's. system_style: how a Gemma
-    model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error.
-    offline: nothing is fetched. notice: called with a sentence where another model than the default is taken.
+    for small models only (SMALL_DIM). n_ctx, n_gpu_layers: other names of ctx and ngl. template: a Jinja chat template
+    instead of the file's. system_style: how a Gemma model is told a system message: "fold", "turn" or "user".
+    strict_roles: roles that do not alternate are an error. offline: nothing is fetched. notice: called with a sentence
+    where another model than the default is taken.
 
     Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
     InvalidRequest."""
+    ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
     check_device(gpu, ngl, device)
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
@@ -94,15 +99,33 @@ def plan(
     batch: int = 512,
     threads: int | None = None,
     kv_type: str = "f16",
+    gpu: str = "auto",
+    ngl: str | int = "auto",
+    device: str | None = None,
+    n_ctx: int | None = None,
+    n_gpu_layers: str | int | None = None,
     offline: bool = False,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> MemoryPlan:
     """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but
     never OutOfMemory."""
+    ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
+    check_device(gpu, ngl, device)
     source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
     return make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type)
+
+
+def _one_name(
+    ctx: int | None, n_ctx: int | None, ngl: str | int, n_gpu_layers: str | int | None
+) -> tuple[int | None, str | int]:
+    """ctx and ngl, whichever of their names was used."""
+    if ctx is not None and n_ctx is not None:
+        raise InvalidRequest("n_ctx: is another name of ctx, which is given too")
+    if ngl != "auto" and n_gpu_layers is not None:
+        raise InvalidRequest("n_gpu_layers: is another name of ngl, which is given too")
+    return n_ctx if ctx is None else ctx, ngl if n_gpu_layers is None else n_gpu_layers
 
 
 def devices() -> list[Device]:
@@ -146,11 +169,6 @@ class Model:
         loading.start()
         try:
             vocabulary = read_vocabulary(gguf, str(path))
-            if vocabulary.n_tokens != self.info.n_vocab:
-                raise ModelFormatError(
-                    f"{path}: tokenizer.ggml.tokens has {vocabulary.n_tokens} tokens, tensor token_embd.weight "
-                    f"{self.info.n_vocab} rows; they must be as many"
-                )
             self._tokenizer = Tokenizer(vocabulary)
             names = [
                 "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
@@ -310,7 +328,10 @@ class Model:
         return Stream(self, request)
 
     def _check_ids(self, tokens: Sequence[int]) -> list[int]:
-        ids = [int(i) for i in tokens]
+        try:
+            ids = [index(i) for i in tokens]
+        except TypeError as error:
+            raise InvalidRequest(f"tokens: expected a text or whole numbers: {error}") from None
         for i in ids:
             if not 0 <= i < self.info.n_vocab:
                 raise InvalidRequest(f"tokens: id {i} is outside 0 to {self.info.n_vocab - 1}")
@@ -339,6 +360,7 @@ class Stream:
             event = self._request.events.get()
             if isinstance(event, Completion | Exception):
                 self._result = event
+                self._request.events.put(event)  # for a thread that waits beside this one
             else:
                 yield event
         if isinstance(self._result, Exception):
@@ -427,13 +449,15 @@ class _Turn(Stream):
         self._turn = turn
 
     def events(self) -> Iterator[Delta | NDArray[np.float32]]:
-        try:
-            yield from super().events()
-        finally:
-            self._enter()
+        yield from super().events()
+        self._enter()
 
     def close(self) -> None:
         super().close()
+        self._enter()
+
+    def __del__(self) -> None:
+        super().__del__()
         self._enter()
 
     def _enter(self) -> None:
@@ -473,11 +497,16 @@ def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo
 
 
 def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
-    return Vocabulary.from_gguf(lambda key, default: gguf.get(key) if key in gguf else default, gguf.strings, path)
+    return Vocabulary.from_gguf(lambda key, default: _value(gguf, key) if key in gguf else default, gguf.strings, path)
 
 
 def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
     """The file's own sampling advice, `general.sampling.*`."""
     prefix = "general.sampling."
     keys = gguf.keys()
-    return {key.removeprefix(prefix): gguf.get(key) for key in keys if key.startswith(prefix)}
+    return {key.removeprefix(prefix): _value(gguf, key) for key in keys if key.startswith(prefix)}
+
+
+def _value(gguf: _core.Gguf, key: str) -> Any:
+    """The value of a key, of any type."""
+    return gguf.strings(key) if gguf.type_of(key) == "str[]" else gguf.get(key)

@@ -96,12 +96,18 @@ class Vocabulary:
         def refuse(key: str, what: str) -> ModelFormatError:
             return ModelFormatError(f"{source}: tokenizer.ggml.{key} {what}")
 
-        model = get("tokenizer.ggml.model", None)
+        def scalar(key: str, kind: type, default: Any = None) -> Any:
+            value = get("tokenizer.ggml." + key, default)
+            if value is not None and not isinstance(value, kind):
+                raise refuse(key, f"has the type {type(value).__name__}, expected {kind.__name__}")
+            return value
+
+        model = scalar("model", str)
         if model is None:
             raise refuse("model", "is missing; the file has no tokenizer")
         if model not in ("llama", "gpt2"):
             raise UnsupportedModel(f"{source}: tokenizer.ggml.model is {model!r}; this build knows 'llama' and 'gpt2'")
-        pre = get("tokenizer.ggml.pre", "default")
+        pre = scalar("pre", str, "default")
         if model == "gpt2" and pre not in PRE_TOKENIZERS:
             known = ", ".join(PRE_TOKENIZERS)
             raise UnsupportedModel(f"{source}: tokenizer.ggml.pre is {pre!r}; this build knows {known}")
@@ -114,10 +120,9 @@ class Vocabulary:
             raise refuse("tokens", "is empty")
 
         def numbers(key: str, kind: str) -> npt.NDArray[Any] | None:
-            value = get("tokenizer.ggml." + key, None)
-            if value is None:
+            array: npt.NDArray[Any] | None = scalar(key, np.ndarray)
+            if array is None:
                 return None
-            array = np.asarray(value)
             if array.dtype.kind not in kind:
                 raise refuse(key, f"holds {array.dtype}, expected {'float32' if kind == 'f' else 'int32'}")
             if array.shape != (n,):
@@ -125,10 +130,10 @@ class Vocabulary:
             return array
 
         def token_id(key: str) -> int | None:
-            value = get(f"tokenizer.ggml.{key}_token_id", None)
-            if value is not None and not 0 <= int(value) < n:
+            value: int | None = scalar(f"{key}_token_id", int)
+            if value is not None and not 0 <= value < n:
                 raise refuse(f"{key}_token_id", f"is {value}, but ids are 0 to {n - 1}")
-            return None if value is None else int(value)
+            return value
 
         bos, eos, eot, unk, pad = (token_id(key) for key in ("bos", "eos", "eot", "unknown", "padding"))
         scores = numbers("scores", "f")
@@ -160,9 +165,9 @@ class Vocabulary:
             eot=eot,
             unk=unk,
             pad=pad,
-            add_bos=bool(get("tokenizer.ggml.add_bos_token", model == "llama" or pre == "llama-bpe")),
-            add_eos=bool(get("tokenizer.ggml.add_eos_token", False)),
-            add_space_prefix=model == "llama" and bool(get("tokenizer.ggml.add_space_prefix", True)),
+            add_bos=scalar("add_bos_token", bool, model == "llama" or pre == "llama-bpe"),
+            add_eos=scalar("add_eos_token", bool, False),
+            add_space_prefix=model == "llama" and scalar("add_space_prefix", bool, True),
         )
 
 
