@@ -316,4 +316,4 @@ def test_threads_end_with_their_models(tiny: Tiny) -> None:
     before = psutil.Process().num_threads()
     for _ in range(5):
         gemmart.load(tiny("gemma2", "Q8_0"), threads=3).close()
-    assert psutil.Process().num_threads() <= before
+    wait_until(lambda: psutil.Process().num_threads() <= before)  # the system's count lags behind

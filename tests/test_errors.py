@@ -180,27 +180,32 @@ def test_isa_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
             gemmart.devices()
 
 
-def test_memory_that_is_not_there(tiny: Tiny, tmp_path: Path) -> None:
-    path = edit(tiny("gemma2", "Q8_0"), tmp_path / "m.gguf", keys={"gemma2.context_length": 1 << 24})
-    plan = gemmart.plan(path, ctx=1 << 24, parallel=127, kv_type="f32")
-    assert plan.kv_bytes > 2**40
+@pytest.fixture(scope="module")
+def long_context(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose keys and values of its trained length are 2 TiB in F32."""
+    path = tiny("gemma2", "Q8_0", n_layers=16, n_kv_heads=4, head_dim=256)
+    return edit(path, tmp_path_factory.mktemp("long") / "m.gguf", keys={"gemma2.context_length": 1 << 24})
+
+
+def test_memory_that_is_not_there(long_context: Path) -> None:
+    plan = gemmart.plan(long_context, ctx=1 << 24, kv_type="f32")
+    assert plan.kv_bytes > 1 << 40
     assert not plan.fits
     with pytest.raises(errors.OutOfMemory, match=r"16777216 tokens of context .* are available; choose") as raised:
-        gemmart.load(path, ctx=1 << 24, parallel=127, kv_type="f32")
-    for part in (str(path), *(f"{round(n / 2**20)}" for n in (plan.total_bytes, plan.kv_bytes, plan.weight_bytes))):
+        gemmart.load(long_context, ctx=1 << 24, kv_type="f32")
+    numbers = (f"{round(n / 2**20)}" for n in (plan.total_bytes, plan.kv_bytes, plan.weight_bytes))
+    for part in (str(long_context), *numbers):
         assert part in str(raised.value)
-    with pytest.raises(errors.InvalidRequest, match="ctx × parallel: 16777216 × 1024 tokens"):
-        gemmart.plan(path, ctx=1 << 24, parallel=1024)
+    with pytest.raises(errors.InvalidRequest, match="ctx × parallel: 16777216 × 128 tokens"):
+        gemmart.plan(long_context, parallel=128)
 
 
-def test_ctx_left_open_fits(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ctx_left_open_fits(long_context: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Half as long, until it fits; said in the log."""
-    path = edit(tiny("gemma2", "Q8_0"), tmp_path / "m.gguf", keys={"gemma2.context_length": 1 << 24})
-    parallel = 127
-    plan = gemmart.plan(path, parallel=parallel, kv_type="f32")
+    plan = gemmart.plan(long_context, kv_type="f32")
     assert plan.fits
     assert plan.ctx < 1 << 24
-    assert not gemmart.plan(path, ctx=2 * plan.ctx, parallel=parallel, kv_type="f32").fits
+    assert not gemmart.plan(long_context, ctx=2 * plan.ctx, kv_type="f32").fits
     assert f"ctx: {plan.ctx} instead of the trained {1 << 24} tokens" in caplog.text
 
 
