@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemmart import _core
 from gemmart.engine import Engine, Request
-from gemmart.errors import InternalError, InvalidRequest, ModelFormatError, TemplateError
+from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
 from gemmart.progress import Progress
