@@ -239,12 +239,15 @@ def test_paths_that_are_no_models(name: str, tmp_path: Path) -> None:
         gemmart.load(tmp_path / name, offline=True)
 
 
-def test_a_vocabulary_of_another_size(tiny: Tiny, tmp_path: Path) -> None:
+def test_more_tokens_than_embeddings(tiny: Tiny, tmp_path: Path) -> None:
     path, keys = tiny("gemma2", "Q8_0"), ("tokens", "scores", "token_type")
     fields = GGUFReader(path).fields
-    shorter = {name: fields[name].contents()[:-3] for name in (f"tokenizer.ggml.{key}" for key in keys)}
-    with pytest.raises(errors.ModelFormatError, match=r"509 tokens, tensor token_embd\.weight 512 rows"):
-        gemmart.load(edit(path, tmp_path / "m.gguf", keys=shorter))
+    longer = {}
+    for name in (f"tokenizer.ggml.{key}" for key in keys):
+        values = fields[name].contents()
+        longer[name] = [*values, *values[-3:]]
+    with pytest.raises(errors.ModelFormatError, match=r"515 entries, but tensor token_embd\.weight only 512 rows"):
+        gemmart.load(edit(path, tmp_path / "m.gguf", keys=longer))
 
 
 def test_no_vocabulary(tiny: Tiny) -> None:

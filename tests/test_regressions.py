@@ -166,23 +166,6 @@ def test_padded_embedding(quant: str, tmp_path: Path, monkeypatch: pytest.Monkey
         gemmart.load(short)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_threads_that_cannot_start(tiny: Tiny) -> None:
-    """Those that had started ended the process with them."""
-    code = (
-        "import resource, sys\n"
-        "from gemmart import _core\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "try:\n"
-        "    _core.Model(_core.ModelFacts(sys.argv[1]), n_threads=1024, n_batch=1, precise=False)\n"
-        "except MemoryError as error:\n"
-        "    print(error)\n"
-    )
-    done = run_python(code, tiny("gemma2", "Q8_0"))
-    assert done.returncode == 0
-    assert " of 1024 cannot be started" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
