@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
 
 import gemmart
 from conftest import Tiny, open_context
@@ -237,17 +236,6 @@ def test_paths_that_are_no_models(name: str, tmp_path: Path) -> None:
     expected = {"missing.gguf": errors.ModelNotFound, "folder": errors.ModelNotFound}.get(name, errors.ModelFormatError)
     with pytest.raises(expected, match=name):
         gemmart.load(tmp_path / name, offline=True)
-
-
-def test_more_tokens_than_embeddings(tiny: Tiny, tmp_path: Path) -> None:
-    path, keys = tiny("gemma2", "Q8_0"), ("tokens", "scores", "token_type")
-    fields = GGUFReader(path).fields
-    longer = {}
-    for name in (f"tokenizer.ggml.{key}" for key in keys):
-        values = fields[name].contents()
-        longer[name] = [*values, *values[-3:]]
-    with pytest.raises(errors.ModelFormatError, match=r"515 entries, but tensor token_embd\.weight only 512 rows"):
-        gemmart.load(edit(path, tmp_path / "m.gguf", keys=longer))
 
 
 def test_no_vocabulary(tiny: Tiny) -> None:
