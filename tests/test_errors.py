@@ -24,7 +24,7 @@ CONTRACT = [
     (errors.ModelFormatError, ValueError, 3, 500),
     (errors.TruncatedModel, errors.ModelFormatError, 3, 500),
     (errors.UnsupportedModel, ValueError, 4, 500),
-    (errors.ModelChanged, RuntimeError, 3, 503),
+    (errors.ModelChanged, ValueError, 3, 503),
     (errors.NumericError, RuntimeError, 3, 500),
     (errors.TemplateError, ValueError, 5, 400),
     (errors.TemplateLimit, errors.TemplateError, 5, 400),

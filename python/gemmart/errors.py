@@ -3,9 +3,9 @@
     GemmartError
     ├── ModelNotFound (FileNotFoundError)        no such model file or name
     ├── ModelFormatError (ValueError)            the file is not what it says it is
-    │   └── TruncatedModel                       it ends too early
-    ├── UnsupportedModel (ValueError)            a sound file that asks for what this build does not do
-    ├── ModelChanged (RuntimeError)              the file was changed after it was opened
+    │   ├── TruncatedModel                       it ends too early
+    │   ├── UnsupportedModel                     a sound file that asks for what this build does not do
+    │   └── ModelChanged                         the file was changed after it was opened
     ├── NumericError (RuntimeError)              the weights produce NaN or infinity
     ├── TemplateError (ValueError)               the chat template cannot be used for these messages
     │   └── TemplateLimit                        it exceeds a limit of time, memory or size
@@ -16,7 +16,7 @@
     ├── OutOfMemory (MemoryError)
     ├── InvalidRequest (ValueError)              a caller's mistake
     │   └── ContextOverflow                      the prompt does not fit; has n_prompt and n_ctx
-    ├── Cancelled                                the caller stopped it; `partial` holds what was written
+    ├── Cancelled                                the caller stopped it; `partial` holds what was written, if anything
     └── InternalError (RuntimeError)             a bug in gemmart
 
 Each class knows the exit code of the command line (`exit_code`) and the HTTP status that stands for it (`http_status`).
@@ -49,13 +49,13 @@ class TruncatedModel(ModelFormatError):
     """A model file that ends before what it announces."""
 
 
-class UnsupportedModel(GemmartError, ValueError):
+class UnsupportedModel(ModelFormatError):
     """A sound model file that asks for something that this build does not do."""
 
     exit_code = 4
 
 
-class ModelChanged(GemmartError, RuntimeError):
+class ModelChanged(ModelFormatError):
     """The model file was changed after it was opened."""
 
     exit_code = 3
@@ -123,8 +123,8 @@ class ContextOverflow(InvalidRequest):
 
     def __init__(self, n_prompt: int, n_ctx: int) -> None:
         super().__init__(
-            f"the prompt has {n_prompt} tokens, but the maximum context length is {n_ctx} tokens; "
-            "shorten it or load the model with a larger ctx"
+            f"the prompt has {n_prompt} tokens, but the maximum context length is {n_ctx} tokens, "
+            "the answer included; shorten it or load the model with a larger ctx"
         )
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx
@@ -134,7 +134,7 @@ class ContextOverflow(InvalidRequest):
 
 
 class Cancelled(GemmartError):
-    """The caller stopped the generation; `partial` holds the result so far."""
+    """The caller stopped the generation; `partial` holds the result so far, if there is one."""
 
     exit_code = 130
 

@@ -218,7 +218,7 @@ class Model:
         *,
         seed: int | None = None,
         max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
@@ -254,7 +254,7 @@ class Model:
                 sampling=settings,
                 seed=secrets.randbits(63) if seed is None else seed,
                 max_tokens=room if max_tokens is None else min(max_tokens, room),
-                stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop)),
+                stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop or ())),
                 n_logprobs=logprobs,
                 ignore_stop_tokens=ignore_eos,
             )

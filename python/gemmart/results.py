@@ -57,7 +57,7 @@ class Completion:
     `finish_reason` is "stop" (end of turn or a stop string), "length" (max_tokens or a full context) or "cancelled"."""
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # the one that ended it included
     finish_reason: str
     usage: Usage
     timings: Timings

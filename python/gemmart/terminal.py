@@ -35,9 +35,9 @@ class Output:
 
     def write(self, text: str) -> None:
         if text:
+            self._line_open = not text.endswith("\n")  # first: Ctrl-C may come as soon as the text is out
             sys.stdout.write(text.translate(SHOWN) if self.is_terminal else text)
             sys.stdout.flush()
-            self._line_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         """Begin a new line unless at the beginning of one."""
