@@ -44,6 +44,7 @@ const FormatInfo& format_named(const std::string& name) {
 struct Packed {
     std::vector<int8_t> q;
     std::vector<float> d, ds32, ds16, x;
+    std::vector<int32_t> s32, s16;
     Activations view;
 
     Packed(const Kernels& kernels, const Floats& in) {
@@ -52,16 +53,16 @@ struct Packed {
         const int n_tokens = static_cast<int>(in.shape(0)), n_cols = static_cast<int>(in.shape(1));
         const size_t n = in.size();
         q.resize(n), x.resize(n), d.resize(n / 32), ds32.resize(n / 32), ds16.resize(n / 16);
+        s32.resize(n / 32), s16.resize(n / 16);
+        view = {n_tokens, n_cols, {q.data(), d.data(), ds32.data(), ds16.data(), s32.data(), s16.data(), x.data()}};
         for (int c = 0, w; c < n_tokens; c += w) {
             w = column_group_width(n_tokens - c);
             const float* rows[kMaxWidth];
             for (int i = 0; i < w; ++i) rows[i] = in.data(c + i, 0);
-            const size_t at = static_cast<size_t>(c) * n_cols;
-            kernels.quantize(rows, w, n_cols, q.data() + at, d.data() + at / 32, ds32.data() + at / 32,
-                             ds16.data() + at / 16);
-            kernels.interleave(rows, w, n_cols, x.data() + at);
+            const ActivationArrays to = arrays_at(view.data, static_cast<size_t>(c) * n_cols);
+            kernels.quantize(rows, w, n_cols, to);
+            kernels.interleave(rows, w, n_cols, to.x);
         }
-        view = {n_tokens, n_cols, q.data(), d.data(), ds32.data(), ds16.data(), x.data()};
     }
 };
 
@@ -135,10 +136,12 @@ py::dict quantize(const std::string& isa, const Floats& x) {
         return out;
     };
     py::dict out;
-    out["q"] = rows(packed.q, n_cols, 4);
+    out["q"] = rows(packed.q, n_cols, kGroup);
     out["d"] = rows(packed.d, n_cols / 32, 1);
     out["ds32"] = rows(packed.ds32, n_cols / 32, 1);
     out["ds16"] = rows(packed.ds16, n_cols / 16, 1);
+    out["s32"] = rows(packed.s32, n_cols / 32, 1);
+    out["s16"] = rows(packed.s16, n_cols / 16, 1);
     out["x"] = rows(packed.x, n_cols, 1);
     return out;
 }
@@ -256,7 +259,7 @@ void register_kernels(py::module_& parent) {
           "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
           "then a red zone of NaN.");
     m.def("quantize", quantize, py::arg("isa"), py::arg("x"),
-          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, x}, a row a token (csrc/cpu/layout.h).");
+          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, s32, s16, x}, a row a token (csrc/cpu/layout.h).");
     m.def(
         "rms_norm",
         [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {

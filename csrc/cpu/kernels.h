@@ -32,15 +32,15 @@ struct Kernels {
     // One column group, w columns of n_cols numbers. d = max|x| / 127, q = round to nearest even (x / d); a block with
     // a NaN or an infinity gets a d that is not finite, so that the fault reaches the logits; q is 0 where d is not a
     // normal number.
-    void (*quantize)(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16);
+    void (*quantize)(const float* const* x, int w, int n_cols, const ActivationArrays& to);
     // The same columns as x [n_cols][w].
     void (*interleave)(const float* const* x, int w, int n_cols, float* out);
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
     // where x.go_on says so, the sum begins with what out holds.
-    // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ, two
-    // half groups), sum = sum + t · d, sum = sum − offset · ds32 (half groups: twice, with ds16); groups in order.
-    // Σ u q is exact.
+    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ,
+    // two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups: twice,
+    // with ds16); groups in order. Σ (u − bias) q is exact.
     // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.
     // Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is
     // written beyond row n_rows - 1.

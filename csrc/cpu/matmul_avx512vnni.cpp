@@ -52,17 +52,23 @@ struct Avx512 {
         const B at_four = J < 2 ? _mm512_slli_epi16(high, 4 - 2 * J) : _mm512_srli_epi16(high, 2 * J - 4);
         return _mm512_ternarylogic_epi32(x, at_four, _mm512_set1_epi8(48), 0xf8);  // x | (at_four & 48)
     }
-    static constexpr float kSignedOffset = 128;
+    static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm512_storeu_si512(p, x); }
+    static constexpr int kSignedBias = 128;
     static GEMMART_INLINE B signed_bytes(B x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
 
     template <int kBits>
     struct Dot {
         __m512i total;
-        template <int S>
+        template <int kBias>
+        GEMMART_INLINE void begin(const int32_t* sum) {
+            static_assert((kBias & (kBias - 1)) == 0);
+            total = kBias ? _mm512_slli_epi32(_mm512_set1_epi32(*sum), __builtin_ctz(kBias | 256))
+                          : _mm512_setzero_si512();
+        }
+        template <int>
         GEMMART_INLINE void add(B u, const int8_t* q) {
             int four;
             __builtin_memcpy(&four, q, 4);
-            if constexpr (S == 0) total = _mm512_setzero_si512();
             total = _mm512_dpbusd_epi32(total, u, _mm512_set1_epi32(four));
         }
         GEMMART_INLINE void add(const Dot& other) { total = _mm512_add_epi32(total, other.total); }

@@ -7,7 +7,7 @@
 namespace gemmart::cpu {
 namespace {
 
-void quantize_scalar(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16) {
+void quantize_scalar(const float* const* x, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
         for (int c = 0; c < w; ++c) {
             const float* block = x[c] + g * kGroup;
@@ -25,13 +25,10 @@ void quantize_scalar(const float* const* x, int w, int n_cols, int8_t* q, float*
             int sum[2] = {0, 0};
             for (int i = 0; i < kGroup; ++i) {
                 const int value = normal ? static_cast<int>(std::nearbyint(block[i] * (127 / max))) : 0;
-                q[((g * 8 + i / 4) * w + c) * 4 + i % 4] = static_cast<int8_t>(value);
+                to.q[(g * w + c) * kGroup + i] = static_cast<int8_t>(value);
                 sum[i / 16] += value;
             }
-            d[g * w + c] = scale;
-            ds32[g * w + c] = scale * (sum[0] + sum[1]);
-            ds16[2 * g * w + c] = scale * sum[0];
-            ds16[(2 * g + 1) * w + c] = scale * sum[1];
+            put_sums(to, g, w, c, scale, sum[0], sum[1]);
         }
 }
 

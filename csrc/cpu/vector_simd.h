@@ -18,18 +18,12 @@ int sum_of_16(const int8_t* q) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
 }
 
-void quantize(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16) {
+void quantize(const float* const* x, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
         for (int c = 0; c < w; ++c) {
-            int8_t block[kGroup];
-            const float scale = round_to_int8(x[c] + g * kGroup, block);
-            for (int slot = 0; slot < kGroup / 4; ++slot)
-                std::memcpy(q + ((g * (kGroup / 4) + slot) * w + c) * 4, block + 4 * slot, 4);
-            const int sums[2] = {sum_of_16(block), sum_of_16(block + 16)};
-            d[g * w + c] = scale;
-            ds32[g * w + c] = scale * (sums[0] + sums[1]);
-            ds16[2 * g * w + c] = scale * sums[0];
-            ds16[(2 * g + 1) * w + c] = scale * sums[1];
+            int8_t* q = to.q + (g * w + c) * kGroup;
+            const float scale = round_to_int8(x[c] + g * kGroup, q);
+            put_sums(to, g, w, c, scale, sum_of_16(q), sum_of_16(q + 16));
         }
 }
 
