@@ -106,6 +106,6 @@ struct Avx2 {
 
 }  // namespace
 
-void fill_matmul_avx2(Kernels& k) { k.matmul = matmul_x86<Avx2>; }
+void fill_matmul_avx2(Kernels& k) { k.matmul = matmul_x86<Avx2, ManyColumns>; }
 
 }  // namespace gemmart::cpu

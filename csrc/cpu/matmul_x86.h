@@ -459,13 +459,20 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 constexpr int kBlockPanels = 4;  // panels that stay in L2 while the column groups pass
 
+// The columns from `begin` on.
 template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
-void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
-                   std::byte*) {
+void multiply_panels(const Matrix& w, const Activations& x, int begin, int panel_begin, int panel_end, float* out,
+                     size_t ld_out) {
     for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels)
         multiply<V, Tile, Source>({reinterpret_cast<Bytes>(w.data) + panel * w.stride, w.stride,
                                    least(kBlockPanels, panel_end - panel), panel * kPanel, w.n_rows, 0, w.n_cols},
-                                  x, 0, out, ld_out);
+                                  x, begin, out, ld_out);
+}
+
+template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
+void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                   std::byte*) {
+    multiply_panels<V, Tile, Source>(w, x, 0, panel_begin, panel_end, out, ld_out);
 }
 
 // A group of another source with its bytes, scales and offsets unpacked.
@@ -516,39 +523,41 @@ struct Unpacked {
     }
 };
 
-// The product with so many columns that each panel is unpacked first, a run of columns at a time, once for all of them.
-template <typename V, typename Source>
-void matmul_unpacked(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
-                     std::byte* scratch) {
-    using Unpacked = cpu::Unpacked<V, Source>;
+// Panels unpacked into scratch, a run of columns at a time: multiply(span) for each block of panels.
+template <typename V, typename Source, typename Change, typename Multiply>
+void each_unpacked(const Matrix& w, int panel_begin, int panel_end, std::byte* scratch, Change change,
+                   Multiply multiply) {
+    using Group = Unpacked<V, Source>;
     constexpr int kRun = 2304;  // columns that are unpacked at a time, at most
+    static_assert(kBlockPanels * kRun / kGroup * Group::kBytes <= kScratchBytes);
     const int n_runs = (w.n_cols + kRun - 1) / kRun;
     const int run = (w.n_cols / kGroup + n_runs - 1) / n_runs * kGroup / Source::kColumns * Source::kColumns;
-    static_assert(kBlockPanels * kRun / kGroup * Unpacked::kBytes <= kScratchBytes);
     auto* unpacked = reinterpret_cast<uint8_t*>(scratch);
     for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels) {
         const int n_panels = least(kBlockPanels, panel_end - panel);
         for (int k = 0; k < w.n_cols; k += run) {
             const int n_cols = least(run, w.n_cols - k);
-            const size_t stride = static_cast<size_t>(n_cols) / kGroup * Unpacked::kBytes;
+            const size_t stride = static_cast<size_t>(n_cols) / kGroup * Group::kBytes;
+            const auto* from = reinterpret_cast<Bytes>(w.data) + k / Source::kColumns * Source::kBytes;
             for (int i = 0; i < n_panels; ++i)
-                Unpacked::unpack(reinterpret_cast<Bytes>(w.data) + (panel + i) * w.stride +
-                                     static_cast<size_t>(k) / Source::kColumns * Source::kBytes,
-                                 n_cols, unpacked + i * stride, [](auto u) { return u; });
-            multiply<V, IntegerTile, Unpacked>({unpacked, stride, n_panels, panel * kPanel, w.n_rows, k, n_cols}, x, 0,
-                                               out, ld_out);
+                Group::unpack(from + (panel + i) * w.stride, n_cols, unpacked + i * stride, change);
+            multiply(Span{unpacked, stride, n_panels, panel * kPanel, w.n_rows, k, n_cols});
         }
     }
 }
 
-constexpr int kUnpackFrom = 32;  // columns
-
+// Integer products with so many columns that each panel is unpacked once for all of them.
 template <typename V, typename Source>
-void matmul_integers(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
-                     std::byte* scratch) {
-    auto* matmul = x.n_tokens < kUnpackFrom ? matmul_panels<V, IntegerTile, Source> : matmul_unpacked<V, Source>;
-    matmul(w, x, panel_begin, panel_end, out, ld_out, scratch);
-}
+struct ManyColumns {
+    static constexpr int kFrom = 32;
+
+    static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out,
+                       size_t ld_out, std::byte* scratch) {
+        each_unpacked<V, Source>(
+            w, panel_begin, panel_end, scratch, [](auto u) { return u; },
+            [&](const Span& span) { multiply<V, IntegerTile, Unpacked<V, Source>>(span, x, 0, out, ld_out); });
+    }
+};
 
 // out [n_cols][16] <- 4 rows [n_cols] of `stride` floats
 inline void transpose_rows(const float* rows, int stride, int n_cols, float* out) {
@@ -588,22 +597,29 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
     }
 }
 
-template <typename V>
+// Many<V, Source>: integer products of Many::kFrom columns and more.
+template <typename V, template <typename, typename> typename Many, typename Source>
+auto* integers(int n_tokens) {
+    return n_tokens < Many<V, Source>::kFrom ? matmul_panels<V, IntegerTile, Source> : Many<V, Source>::matmul;
+}
+
+template <typename V, template <typename, typename> typename Many>
 void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                 std::byte* scratch) {
+    const int n = x.n_tokens;
     auto* multiply = !w.packed                  ? matmul_rows<V>
-                     : w.dtype == DType::Q4_0   ? matmul_integers<V, Q4_0<V>>
-                     : w.dtype == DType::Q4_1   ? matmul_integers<V, Q4_1<V>>
-                     : w.dtype == DType::Q5_0   ? matmul_integers<V, Q5_0<V>>
-                     : w.dtype == DType::Q5_1   ? matmul_integers<V, Q5_1<V>>
-                     : w.dtype == DType::Q2_K   ? matmul_integers<V, Q2_K<V>>
-                     : w.dtype == DType::Q3_K   ? matmul_integers<V, Q3_K<V>>
-                     : w.dtype == DType::Q8_0   ? matmul_integers<V, Q8_0<V>>
-                     : w.dtype == DType::IQ4_NL ? matmul_integers<V, IQ4_NL<V>>
-                     : w.dtype == DType::IQ4_XS ? matmul_integers<V, IQ4_XS<V>>
-                     : w.dtype == DType::Q4_K   ? matmul_integers<V, Q4_K<V>>
-                     : w.dtype == DType::Q5_K   ? matmul_integers<V, Q5_K<V>>
-                     : w.dtype == DType::Q6_K   ? matmul_integers<V, Q6_K<V>>
+                     : w.dtype == DType::Q4_0   ? integers<V, Many, Q4_0<V>>(n)
+                     : w.dtype == DType::Q4_1   ? integers<V, Many, Q4_1<V>>(n)
+                     : w.dtype == DType::Q5_0   ? integers<V, Many, Q5_0<V>>(n)
+                     : w.dtype == DType::Q5_1   ? integers<V, Many, Q5_1<V>>(n)
+                     : w.dtype == DType::Q2_K   ? integers<V, Many, Q2_K<V>>(n)
+                     : w.dtype == DType::Q3_K   ? integers<V, Many, Q3_K<V>>(n)
+                     : w.dtype == DType::Q8_0   ? integers<V, Many, Q8_0<V>>(n)
+                     : w.dtype == DType::IQ4_NL ? integers<V, Many, IQ4_NL<V>>(n)
+                     : w.dtype == DType::IQ4_XS ? integers<V, Many, IQ4_XS<V>>(n)
+                     : w.dtype == DType::Q4_K   ? integers<V, Many, Q4_K<V>>(n)
+                     : w.dtype == DType::Q5_K   ? integers<V, Many, Q5_K<V>>(n)
+                     : w.dtype == DType::Q6_K   ? integers<V, Many, Q6_K<V>>(n)
                      : w.dtype == DType::F32    ? matmul_panels<V, FloatTile, F32<V>>
                      : w.dtype == DType::F16    ? matmul_panels<V, FloatTile, F16<V>>
                                                 : matmul_panels<V, FloatTile, BF16<V>>;

@@ -14,5 +14,6 @@ void fill_attention_avx2(Kernels& k);
 void fill_matmul_avx512vnni(Kernels& k);
 void fill_vector_avx512vnni(Kernels& k);
 void fill_attention_avx512vnni(Kernels& k);
+void fill_matmul_amx(Kernels& k);
 
 }  // namespace gemmart::cpu
