@@ -42,6 +42,16 @@ Model::Model(ModelFacts facts, int n_threads, int n_batch, bool precise)
       n_batch_(n_batch),
       executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch, precise) {}
 
+void Model::time_phases(bool on) {
+    std::lock_guard lock(mutex_);
+    executor_.phases().set(on);
+}
+
+std::vector<cpu::PhaseTime> Model::phase_times() {
+    std::lock_guard lock(mutex_);
+    return executor_.phases().times();
+}
+
 Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type)
     : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}
 

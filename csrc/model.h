@@ -38,6 +38,10 @@ class Model {
     const char* isa() const { return executor_.isa(); }
     int n_batch() const { return n_batch_; }
 
+    // Measures from now on, anew, where the time of each forward goes; or no more.
+    void time_phases(bool on);
+    std::vector<cpu::PhaseTime> phase_times();
+
   private:
     friend class Context;
     const ModelFacts facts_;

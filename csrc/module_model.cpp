@@ -108,7 +108,22 @@ void register_model(py::module_& m) {
              "Reads and packs the weights; n_batch: most tokens of a forward; precise: activations keep nearly their "
              "float32 precision. Raises OutOfMemory, ModelChanged, "
              "DeviceError.")
-        .def_property_readonly("isa", &Model::isa);
+        .def_property_readonly("isa", &Model::isa)
+        .def("time_phases", &Model::time_phases, "on"_a, py::call_guard<py::gil_scoped_release>(),
+             "Measures from now on, anew, where the time of each forward goes; or no more.")
+        .def(
+            "phase_times",
+            [](Model& model) {
+                std::vector<cpu::PhaseTime> times;
+                {
+                    py::gil_scoped_release release;
+                    times = model.phase_times();
+                }
+                py::dict out;
+                for (const auto& [name, seconds] : times) out[name] = seconds;
+                return out;
+            },
+            "Seconds by name of phase since time_phases(True), in the order in which they run; empty where it is off.");
 
     py::class_<Context>(
         m, "Context",

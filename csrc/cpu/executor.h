@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "cpu/phases.h"
 #include "cpu/threads.h"
 #include "cpu/weights.h"
 #include "decoder.h"
@@ -21,6 +22,7 @@ class CpuExecutor final : public Executor {
     ~CpuExecutor() override;
     void forward(const Batch& batch, const KvCache& cache, float* logits) override;
     const char* isa() const;
+    PhaseTimer& phases();
 
   private:
     struct Impl;
