@@ -298,6 +298,25 @@ void register_kernels(py::module_& parent) {
         },
         py::arg("isa"), py::arg("x"), py::arg("cap"));
     m.def(
+        "all_finite",
+        [](const std::string& isa, const Floats& x) {
+            return kernels_for(isa).all_finite(x.data(), static_cast<int>(x.size()));
+        },
+        py::arg("isa"), py::arg("x"));
+    m.def(
+        "find_above",
+        [](const std::string& isa, const Floats& x, int begin, float limit) {
+            check<std::invalid_argument>(begin >= 0, "begin is ", begin, ", expected at least 0");
+            return kernels_for(isa).find_above(x.data(), begin, static_cast<int>(x.size()), limit);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("begin"), py::arg("limit"));
+    m.def(
+        "sum_exp",
+        [](const std::string& isa, const Floats& x, float from) {
+            return kernels_for(isa).sum_exp(x.data(), static_cast<int>(x.size()), from);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("from_"));
+    m.def(
         "rope",
         [](const std::string& isa, const Floats& x, const Floats& cosines, const Floats& sines, bool neox) {
             const int n = static_cast<int>(x.size());

@@ -407,7 +407,7 @@ CpuExecutor::~CpuExecutor() = default;
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
     impl_->forward(batch, cache, logits);
 }
-const char* CpuExecutor::isa() const { return impl_->kernels.isa; }
+const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
 PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
 
 size_t weight_bytes(const ModelTensors& tensors) {

@@ -58,6 +58,11 @@ struct Kernels {
     void (*gate)(Activation act, const float* gate, const float* up, int n, float* out);
     // x[i] = cap · tanh(x[i] / cap), absolute error <= 3e-7 · cap
     void (*softcap)(float* x, int n, float cap);
+    // Of a row of logits: whether all are finite; the first i >= begin with x[i] > limit, or n; Σ e^(x[i] − from) with
+    // from >= every x[i], relative error <= 1e-6 + 1.2e-7 · (from − the x[i] that weigh most).
+    bool (*all_finite)(const float* x, int n);
+    int (*find_above)(const float* x, int begin, int n, float limit);
+    double (*sum_exp)(const float* x, int n, float from);
     // Rotates pairs of x [head_dim] by angles with the given cosines and sines [head_dim / 2].
     void (*rope)(float* x, const float* cosines, const float* sines, int head_dim, bool neox);
 
