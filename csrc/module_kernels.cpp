@@ -11,6 +11,7 @@
 
 #include "cpu/bandwidth.h"
 #include "cpu/kernels.h"
+#include "cpu/peak.h"
 #include "error.h"
 #include "module.h"
 
@@ -248,6 +249,16 @@ void register_kernels(py::module_& parent) {
     m.def("read_bandwidth", read_bandwidth, py::arg("n_bytes"), py::arg("n_threads"),
           py::call_guard<py::gil_scoped_release>(),
           "Bytes a second at which n_threads threads read n_bytes from huge pages: the best of several passes.");
+    m.def(
+        "multiply_peak",
+        [](const std::string& isa, const std::string& numbers, int n_threads) {
+            check<std::invalid_argument>(numbers == "int8" || numbers == "float", "numbers must be int8 or float, not ",
+                                         numbers);
+            return multiply_peak(kernels_for(isa), numbers == "int8", n_threads);
+        },
+        py::arg("isa"), py::arg("numbers"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>(),
+        "Multiplications a second that n_threads threads reach with the ISA's own instructions on numbers in "
+        "registers, int8 or float: the best of several passes.");
     m.def(
         "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
         py::arg("format"), "Whether the format has a packed layout.");

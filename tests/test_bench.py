@@ -11,7 +11,7 @@ import pytest
 
 import program
 from gemmart import _core, bench
-from gemmart.errors import InvalidRequest
+from gemmart.errors import DeviceError, InvalidRequest
 from tiny import write_tiny
 
 
@@ -97,3 +97,11 @@ def test_read_bandwidth() -> None:
     for n_bytes, n_threads in ((0, 1), (100, 2), (1 << 20, 0), ((1 << 32) + 1, 1)):
         with pytest.raises(InvalidRequest, match="n_"):
             _core.kernels.read_bandwidth(n_bytes, n_threads)
+
+
+@pytest.mark.parametrize("numbers", ["int8", "float"])
+def test_multiply_peak(isa: str, numbers: str) -> None:
+    assert 1e6 < _core.kernels.multiply_peak(isa, numbers, 2) < 1e15
+    for given in ((isa, "int4", 1), (isa, numbers, 0), ("none", numbers, 1)):
+        with pytest.raises((InvalidRequest, DeviceError)):
+            _core.kernels.multiply_peak(*given)

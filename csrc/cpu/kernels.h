@@ -72,6 +72,11 @@ struct Kernels {
     // outputs[r] = Σ_p softmax_p(cap(queries[r] · key_p)) · value_p over p in [max(0, pos − window + 1), pos]. Pages in
     // order, a running maximum a row; within a page the weights are added in order of position.
     void (*attention)(const AttentionJob& job, std::byte* scratch);
+
+    // The limit of products, for measurements: the multiply instruction of the integer formats and of the float formats
+    // on independent sums in registers, and nothing else. Return how many numbers were multiplied.
+    int64_t (*multiply_int8)(int rounds);
+    int64_t (*multiply_float)(int rounds);
 };
 
 // ISAs of this build that this CPU can run, weakest first; the last is the default.

@@ -102,6 +102,8 @@ class kernels:
     @staticmethod
     def read_bandwidth(n_bytes: int, n_threads: int) -> float: ...  # bytes a second
     @staticmethod
+    def multiply_peak(isa: str, numbers: str, n_threads: int) -> float: ...  # numbers: int8 or float; a second
+    @staticmethod
     def has_panels(format: str) -> bool: ...
     @staticmethod
     def matmul(
