@@ -11,6 +11,7 @@
 
 #include "cpu/bandwidth.h"
 #include "cpu/kernels.h"
+#include "cpu/peak.h"
 #include "error.h"
 #include "module.h"
 
@@ -252,6 +253,16 @@ void register_kernels(py::module_& parent) {
           py::call_guard<py::gil_scoped_release>(),
           "Bytes a second at which n_threads threads read n_bytes from huge pages: the best of several passes.");
     m.def(
+        "multiply_peak",
+        [](const std::string& isa, const std::string& numbers, int n_threads) {
+            check<std::invalid_argument>(numbers == "int8" || numbers == "float", "numbers must be int8 or float, not ",
+                                         numbers);
+            return multiply_peak(kernels_for(isa), numbers == "int8", n_threads);
+        },
+        py::arg("isa"), py::arg("numbers"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>(),
+        "Multiplications a second that n_threads threads reach with the ISA's own instructions on numbers in "
+        "registers, int8 or float: the best of several passes.");
+    m.def(
         "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
         py::arg("format"), "Whether the format has a packed layout.");
     m.def("matmul", matmul, py::arg("isa"), py::arg("format"), py::arg("weights"), py::arg("x"), py::kw_only(),
@@ -300,6 +311,25 @@ void register_kernels(py::module_& parent) {
             return changed_copy(x, [&](float* out) { kernels_for(isa).softcap(out, n, cap); });
         },
         py::arg("isa"), py::arg("x"), py::arg("cap"));
+    m.def(
+        "all_finite",
+        [](const std::string& isa, const Floats& x) {
+            return kernels_for(isa).all_finite(x.data(), static_cast<int>(x.size()));
+        },
+        py::arg("isa"), py::arg("x"));
+    m.def(
+        "find_above",
+        [](const std::string& isa, const Floats& x, int begin, float limit) {
+            check<std::invalid_argument>(begin >= 0, "begin is ", begin, ", expected at least 0");
+            return kernels_for(isa).find_above(x.data(), begin, static_cast<int>(x.size()), limit);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("begin"), py::arg("limit"));
+    m.def(
+        "sum_exp",
+        [](const std::string& isa, const Floats& x, float from) {
+            return kernels_for(isa).sum_exp(x.data(), static_cast<int>(x.size()), from);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("from_"));
     m.def(
         "rope",
         [](const std::string& isa, const Floats& x, const Floats& cosines, const Floats& sines, bool neox) {

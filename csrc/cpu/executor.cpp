@@ -64,6 +64,7 @@ struct CpuExecutor::Impl {
     const Config config;
     const Kernels& kernels;
     ThreadPool pool;
+    PhaseTimer phases;
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
@@ -312,14 +313,20 @@ struct CpuExecutor::Impl {
             for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
             pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv}, true);
         });
+        phases.end(thread, "attention norm");
         multiply(thread, n, {{&l.wq, q, true}, {&l.wk, k, true}, {&l.wv, v, precise}});
+        phases.end(thread, "q, k, v");
         pool.each(n_tiles, [&](int i) {
             for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
         });
+        phases.end(thread, "rope, store");
         pool.each(n_tiles * facts.n_kv_heads,
                   [&](int i) { attend(thread, tiles[i / facts.n_kv_heads], i % facts.n_kv_heads, index, cache); });
+        phases.end(thread, "attention");
         each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}, precise); });
+        phases.end(thread, "output quantise");
         multiply(thread, n, {{&l.wo, proj, precise}});
+        phases.end(thread, "output");
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 add_projection(i, l.post_attn_norm);
@@ -327,7 +334,9 @@ struct CpuExecutor::Impl {
             }
             pack(row, width, h, dim, {&l.gate, &l.up}, precise);
         });
+        phases.end(thread, "ffn norm");
         multiply(thread, n, {{&l.gate, gate, precise}, {&l.up, up, precise}});
+        phases.end(thread, "gate, up");
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 const size_t at = static_cast<size_t>(i) * ffn;
@@ -335,8 +344,11 @@ struct CpuExecutor::Impl {
             }
             pack(row, width, gate, ffn, {&l.down}, precise);
         });
+        phases.end(thread, "activation");
         multiply(thread, n, {{&l.down, proj, precise}});
+        phases.end(thread, "down");
         pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
+        phases.end(thread, "residual");
     }
 
     // Logits of the rows that asked.
@@ -349,7 +361,9 @@ struct CpuExecutor::Impl {
                                  h + static_cast<size_t>(i) * dim);
             pack(row, width, h, dim, {&output}, precise);
         });
+        phases.end(thread, "head norm");
         multiply(thread, n, {{&output, logits, precise}});
+        phases.end(thread, "head");
         if (config.final_softcap == 0) return;
         constexpr int kRun = 8192;
         const int runs = (config.n_vocab + kRun - 1) / kRun;
@@ -358,6 +372,7 @@ struct CpuExecutor::Impl {
             kernels.softcap(logits + static_cast<size_t>(i / runs) * config.n_vocab + first,
                             std::min(kRun, config.n_vocab - first), config.final_softcap);
         });
+        phases.end(thread, "soft cap");
     }
 
     void forward(const Batch& batch, const KvCache& cache, float* logits) {
@@ -369,7 +384,9 @@ struct CpuExecutor::Impl {
                 tiles.push_back({&s, row + i, std::min(kTileTokens, s.n_tokens - i), s.start + i});
             row += s.n_tokens;
         }
+        phases.begin();
         begin(batch);
+        phases.end(0, "embedding");
         pool.run([&](int thread) {
             for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, cache);
             run_head(thread, batch.outputs, logits);
@@ -385,7 +402,8 @@ CpuExecutor::~CpuExecutor() = default;
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
     impl_->forward(batch, cache, logits);
 }
-const char* CpuExecutor::isa() const { return impl_->kernels.isa; }
+const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
+PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
 
 size_t weight_bytes(const ModelTensors& tensors) {
     size_t total = 0;

@@ -57,6 +57,7 @@ void fill_scalar(Kernels& k) {
     fill_matmul_scalar(k);
     fill_vector_scalar(k);
     fill_attention_scalar(k);
+    fill_peak_scalar(k);
 }
 
 #ifdef GEMMART_HAVE_avx2
@@ -64,6 +65,7 @@ void fill_avx2(Kernels& k) {
     fill_matmul_avx2(k);
     fill_vector_avx2(k);
     fill_attention_avx2(k);
+    fill_peak_avx2(k);
 }
 #else
 constexpr Fill fill_avx2 = nullptr;
@@ -74,6 +76,7 @@ void fill_avx512vnni(Kernels& k) {
     fill_matmul_avx512vnni(k);
     fill_vector_avx512vnni(k);
     fill_attention_avx512vnni(k);
+    fill_peak_avx512vnni(k);
 }
 #else
 constexpr Fill fill_avx512vnni = nullptr;

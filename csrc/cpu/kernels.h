@@ -58,6 +58,11 @@ struct Kernels {
     void (*gate)(Activation act, const float* gate, const float* up, int n, float* out);
     // x[i] = cap · tanh(x[i] / cap), absolute error <= 3e-7 · cap
     void (*softcap)(float* x, int n, float cap);
+    // Of a row of logits: whether all are finite; the first i >= begin with x[i] > limit, or n; Σ e^(x[i] − from) with
+    // from >= every x[i], relative error <= 1e-6 + 1.2e-7 · (from − the x[i] that weigh most).
+    bool (*all_finite)(const float* x, int n);
+    int (*find_above)(const float* x, int begin, int n, float limit);
+    double (*sum_exp)(const float* x, int n, float from);
     // Rotates pairs of x [head_dim] by angles with the given cosines and sines [head_dim / 2].
     void (*rope)(float* x, const float* cosines, const float* sines, int head_dim, bool neox);
 
@@ -67,6 +72,11 @@ struct Kernels {
     // outputs[r] = Σ_p softmax_p(cap(queries[r] · key_p)) · value_p over p in [max(0, pos − window + 1), pos]. Pages in
     // order, a running maximum a row; within a page the weights are added in order of position.
     void (*attention)(const AttentionJob& job, std::byte* scratch);
+
+    // The limit of products, for measurements: the multiply instruction of the integer formats and of the float formats
+    // on independent sums in registers, and nothing else. Return how many numbers were multiplied.
+    int64_t (*multiply_int8)(int rounds);
+    int64_t (*multiply_float)(int rounds);
 };
 
 // ISAs of this build that this CPU can run, weakest first; the last is the default.

@@ -68,6 +68,23 @@ void softcap_scalar(float* x, int n, float cap) {
     for (int i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
 }
 
+bool all_finite_scalar(const float* x, int n) {
+    float sum = 0;  // x · 0 is 0, or NaN for a NaN or an infinity
+    for (int i = 0; i < n; ++i) sum += x[i] * 0.f;
+    return sum == 0;
+}
+
+int find_above_scalar(const float* x, int begin, int n, float limit) {
+    while (begin < n && !(x[begin] > limit)) ++begin;
+    return begin;
+}
+
+double sum_exp_scalar(const float* x, int n, float from) {
+    double sum = 0;
+    for (int i = 0; i < n; ++i) sum += std::exp(x[i] - from);
+    return sum;
+}
+
 void rope_scalar(float* x, const float* cosines, const float* sines, int head_dim, bool neox) {
     const int half = head_dim / 2;
     for (int i = 0; i < half; ++i) {
@@ -89,6 +106,9 @@ void fill_vector_scalar(Kernels& k) {
     k.scale = scale_scalar;
     k.gate = gate_scalar;
     k.softcap = softcap_scalar;
+    k.all_finite = all_finite_scalar;
+    k.find_above = find_above_scalar;
+    k.sum_exp = sum_exp_scalar;
     k.rope = rope_scalar;
 }
 

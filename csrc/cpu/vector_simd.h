@@ -71,6 +71,36 @@ void softcap(float* x, int n, float cap) {
     for_each(x, x, x, n, [cap](Vec v, Vec) { return capped(v, cap); });
 }
 
+bool all_finite(const float* x, int n) {
+    Vec largest = splat(0);
+    for (int i = 0; i < n; i += kLanes) largest = max_bits(largest, magnitude(load_n(x + i, n - i)));
+    return largest_bits_of(largest) <= 3.40282347e38f;
+}
+
+int find_above(const float* x, int begin, int n, float limit) {
+    for (int i = begin; i < n; i += kLanes)
+        if (const uint32_t found = greater(load_n(x + i, n - i), splat(limit)); found)
+            return i + __builtin_ctz(found);  // n where only lanes beyond the last, which are zero, are above
+    return n;
+}
+
+double sum_exp(const float* x, int n, float from) {
+    constexpr int kRun = 16 * kLanes;  // numbers that are added in float32
+    double lanes[kLanes] = {}, sum = 0;
+    for (int begin = 0; begin < n; begin += kRun) {
+        Vec run = splat(0);
+        for (int i = begin; i < n && i < begin + kRun; i += kLanes) {
+            const Vec power = exp(load_n(x + i, n - i) - splat(from));
+            run = run + (n - i < kLanes ? keep(power, (1u << (n - i)) - 1, 0) : power);
+        }
+        float sums[kLanes];
+        store(sums, run);
+        for (int i = 0; i < kLanes; ++i) lanes[i] += sums[i];
+    }
+    for (double lane : lanes) sum += lane;
+    return sum;
+}
+
 void rope(float* x, const float* cosines, const float* sines, int head_dim, bool neox) {
     const int half = head_dim / 2;
     if (neox) {
@@ -99,6 +129,9 @@ void fill_vector(Kernels& k) {
     k.scale = scale;
     k.gate = gate;
     k.softcap = softcap;
+    k.all_finite = all_finite;
+    k.find_above = find_above;
+    k.sum_exp = sum_exp;
     k.rope = rope;
 }
 
