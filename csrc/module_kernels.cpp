@@ -155,13 +155,15 @@ class GuardedRows {
     float* row(size_t i) { return rows_.data() + i * (n_ + kRedZone); }
     // The rows in an array of this shape; throws where a kernel wrote beside them.
     Floats result(std::vector<py::ssize_t> shape) {
+        check_red_zones();
         Floats out(std::move(shape));
-        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i) {
+        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i) std::copy_n(row(i), n_, out.mutable_data() + i * n_);
+        return out;
+    }
+    void check_red_zones() {
+        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i)
             for (size_t k = n_; k < n_ + kRedZone; ++k)
                 check<std::logic_error>(std::isnan(row(i)[k]), "the kernel wrote ", k - n_, " numbers beyond row ", i);
-            std::copy_n(row(i), n_, out.mutable_data() + i * n_);
-        }
-        return out;
     }
 
   private:
@@ -194,7 +196,7 @@ KvType kv_type_named(const std::string& name) {
 
 // Stores keys and values [n_pos, head_dim], then attends with queries [n_rows, head_dim] at `positions` [n_rows].
 Floats attention(const std::string& isa, const std::string& kv_type, const Floats& keys, const Floats& values,
-                 const Floats& queries, const std::vector<int>& positions, int window, float softcap) {
+                 const Floats& queries, const std::vector<int>& positions, int window, float softcap, bool split) {
     const Kernels& kernels = kernels_for(isa);
     check<std::invalid_argument>(keys.ndim() == 2 && values.ndim() == 2 && queries.ndim() == 2,
                                  "keys, values and queries must be [n, head_dim]");
@@ -211,24 +213,29 @@ Floats attention(const std::string& isa, const std::string& kv_type, const Float
     for (int p = 0; p < n_pos; ++p)
         kernels.store_kv(type, layout, head_dim, keys.data(p, 0), values.data(p, 0), p % kPageTokens,
                          cache.get() + p / kPageTokens * layout.n_bytes);
-    GuardedRows out(n_rows, head_dim);
-    std::vector<const float*> from(n_rows);
-    std::vector<float*> to(n_rows);
+    std::vector<const float*> rows(n_rows);
     std::vector<const std::byte*> pages(n_pages, nullptr);  // those that no row sees stay null
     for (int r = 0; r < n_rows; ++r) {
         const int last = positions[r];
         check<std::invalid_argument>(last >= 0 && last < n_pos, "position ", last, " is not stored");
-        from[r] = queries.data(r, 0);
-        to[r] = out.row(r);
+        rows[r] = queries.data(r, 0);
         for (int i = (window && last >= window ? last - window + 1 : 0) / kPageTokens; i <= last / kPageTokens; ++i)
             pages[i] = cache.get() + i * layout.n_bytes;
     }
+    const int n_ranges = (n_pos + kRange - 1) / kRange, n_partials = split ? n_ranges : 1, size = partial_size(head_dim);
+    GuardedRows partials(n_rows, static_cast<size_t>(n_partials) * size), out(n_rows, head_dim);
     {
         py::gil_scoped_release release;
-        kernels.attention(
-            {type, layout, head_dim, n_rows, from.data(), to.data(), positions.data(), window, softcap, pages.data()},
-            scratch.get());
+        for (int i = 0; i < n_partials; ++i)
+            for (int r = 0; r < n_rows; r += kMaxAttentionRows)
+                kernels.attention({type, layout, head_dim, std::min(kMaxAttentionRows, n_rows - r), rows.data() + r,
+                                   positions.data() + r, window, softcap, pages.data(), split ? i : 0,
+                                   split ? i + 1 : n_ranges, partials.row(r) + static_cast<size_t>(i) * size,
+                                   static_cast<size_t>(partials.row(1) - partials.row(0))},
+                                  scratch.get());
+        for (int r = 0; r < n_rows; ++r) kernels.merge(partials.row(r), n_partials, head_dim, out.row(r));
     }
+    partials.check_red_zones();
     return out.result(shape_of(queries));
 }
 
@@ -343,8 +350,9 @@ void register_kernels(py::module_& parent) {
         py::arg("isa"), py::arg("x"), py::arg("cosines"), py::arg("sines"), py::arg("neox"));
     m.def("attention", attention, py::arg("isa"), py::arg("kv_type"), py::arg("keys"), py::arg("values"),
           py::arg("queries"), py::arg("positions"), py::kw_only(), py::arg("window") = 0, py::arg("softcap") = 0.f,
+          py::arg("split") = false,
           "Stores keys and values [n_pos, head_dim] in pages, attends with queries [n_rows, head_dim] -> [n_rows, "
-          "head_dim].");
+          "head_dim]. split: each range of positions by itself, then merged.");
 }
 
 }  // namespace gemmart

@@ -12,18 +12,30 @@ namespace gemmart::cpu {
 // Scratch that every kernel call may overwrite; one a thread, 64-byte aligned.
 inline constexpr size_t kScratchBytes = 1 << 20;
 
+// The softmax of a row is computed by ranges: positions [i · kRange, (i + 1) · kRange) by themselves, then added to the
+// ranges before. So several threads can share one row and its bits stay the same.
+inline constexpr int kRange = 8 * kPageTokens;
+inline constexpr int kMaxAttentionRows = 128;  // of a call
+inline constexpr int kMaxHeadDim = 1024;
+
+// What some ranges add to a row: Σ weight · value [head_dim, rounded up to 32], then m and Σ weight, where the weight of
+// a score is exp(score − m) and m the largest score.
+constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
+
 struct AttentionJob {
     KvType type;
     KvHeadLayout layout;
-    int head_dim;
-    int n_rows;  // query rows that share this kv head: some tokens of one sequence × the heads of the group
+    int head_dim;  // at most kMaxHeadDim
+    int n_rows;    // at most kMaxAttentionRows; they share this kv head: some tokens of one sequence × the heads of a group
     const float* const* queries;  // [n_rows] of [head_dim], scaled
-    float* const* outputs;        // [n_rows] of [head_dim]
     const int* positions;         // [n_rows] of each query
     int window;                   // 0: none
     float softcap;                // 0: none
     const std::byte* const*
         pages;  // by page number: this kv head's part; pages outside of every row's window are not read
+    int range_begin, range_end;  // to compute
+    float* partials;             // row r's at r · ld_partials
+    size_t ld_partials;
 };
 
 struct Kernels {
@@ -69,9 +81,13 @@ struct Kernels {
     // Writes one position's key and value [head_dim] into a head's part of a page.
     void (*store_kv)(KvType type, const KvHeadLayout& layout, int head_dim, const float* key, const float* value,
                      int slot, std::byte* part);
-    // outputs[r] = Σ_p softmax_p(cap(queries[r] · key_p)) · value_p over p in [max(0, pos − window + 1), pos]. Pages in
-    // order, a running maximum a row; within a page the weights are added in order of position.
+    // partials[r] <- Σ_p exp(score_p − m) · value_p, m and Σ_p exp(score_p − m), score_p = cap(queries[r] · key_p), over
+    // those p in [max(0, pos − window + 1), pos] that lie in the job's ranges; zeros where there are none. Within a range
+    // sums go in order of position, ranges are added in order.
     void (*attention)(const AttentionJob& job, std::byte* scratch);
+    // out [head_dim] = the softmax of n partials [n][partial_size]: one of all ranges, or those of single ranges in
+    // order; both give the same bits.
+    void (*merge)(const float* partials, int n, int head_dim, float* out);
 
     // The limit of products, for measurements: the multiply instruction of the integer formats and of the float formats
     // on independent sums in registers, and nothing else. Return how many numbers were multiplied.

@@ -94,6 +94,11 @@ inline Vec load_bfloat16(const void* p) {
 inline Vec load_int8(const void* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
 }
+// Of kLanes groups of 4 the numbers i.
+inline Vec load_byte_of_4(const void* p, int i) {
+    const __m256i n = _mm256_slli_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)), 24 - 8 * i);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(n, 24));
+}
 inline void store_half(void* p, Vec v) {
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }

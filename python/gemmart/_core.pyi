@@ -148,4 +148,5 @@ class kernels:
         *,
         window: int = 0,
         softcap: float = 0.0,
+        split: bool = False,
     ) -> NDArray[np.float32]: ...
