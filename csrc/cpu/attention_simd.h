@@ -39,6 +39,13 @@ Vec load_elements(const std::byte* base, int index) {
     if constexpr (type == KvType::Q8_0) return load_int8(p);
 }
 
+// Asks for a row of 32 numbers of the matrix that is read next, so that it comes from memory meanwhile.
+template <KvType type>
+void prefetch_row(const std::byte* matrix, int row) {
+    for (int i = 0; i < 32 * kElementBytes<type>; i += 64)
+        __builtin_prefetch(matrix + row * 32 * kElementBytes<type> + i, 0, 2);
+}
+
 // The right sides of multiply(): kLanes numbers of a row from a column on.
 
 // A page's keys: rows are components, columns positions.
@@ -46,6 +53,9 @@ template <KvType type>
 struct Keys {
     const std::byte* keys;
     const float* scales;
+    const std::byte* next;
+
+    void prefetch(int component) const { prefetch_row<type>(next, component); }
 
     Vec operator()(int component, int slot) const {
         if constexpr (type == KvType::Q8_0)
@@ -61,7 +71,9 @@ struct Values {
     const std::byte* values;  // [kPageTokens][32]
     const float* scales;      // [kPageTokens]
     int first;                // slot of the range
+    const std::byte* next;
 
+    void prefetch(int slot) const { prefetch_row<type>(next, slot - first); }
     Vec operator()(int slot, int component) const {
         const Vec value = load_elements<type>(values, (slot - first) * 32 + component);
         if constexpr (type == KvType::Q8_0) return value * splat(scales[slot - first]);
@@ -74,6 +86,7 @@ struct Panel {
     const float* numbers;
     int first;
 
+    void prefetch(int) const {}
     Vec operator()(int row, int column) const { return load(numbers + (row - first) * kPanelColumns + column); }
 };
 
@@ -94,6 +107,7 @@ void multiply(const float* const* left, const Right& right, int begin, int end, 
             sum[r][1] = load(sums + r * ld + column + kLanes);
         }
         for (int k = begin; k < end; ++k) {
+            if (column == 0) right.prefetch(k);
             const Vec right0 = right(k, column), right1 = right(k, column + kLanes);
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; ++r) {
@@ -200,8 +214,8 @@ struct Rows {
 
 // Scores of a range's i-th page.
 template <KvType type, bool unpacked>
-void add_scores(const AttentionJob& job, const Rows& rows, int i, const std::byte* part) {
-    const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales)};
+void add_scores(const AttentionJob& job, const Rows& rows, int i, const std::byte* part, const std::byte* next) {
+    const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales), next};
     for (int begin = 0; begin < job.head_dim; begin += kPanelRows) {
         const int end = job.head_dim - begin < kPanelRows ? job.head_dim : begin + kPanelRows;
         if (unpacked) unpack(keys, begin, end, rows.panel);
@@ -249,7 +263,10 @@ void attend_range(const AttentionJob& job, int range, Rows& rows) {
 
     std::memset(rows.scores, 0, rows.n * kLdScores * sizeof(float));
     for (int i = 0; i < kRange / kPageTokens; ++i)
-        if (pages >> i & 1) add_scores<type, unpacked>(job, rows, i, parts[i]);
+        if (pages >> i & 1)
+            add_scores<type, unpacked>(
+                job, rows, i, parts[i],
+                pages >> (i + 1) & 1 ? parts[i + 1] + job.layout.keys : parts[__builtin_ctz(pages)] + job.layout.values);
     for (int r = 0; r < rows.n; ++r)
         rows.of_range[r] =
             rows.seen[r].empty() ? Softmax{} : weigh(rows.seen[r], job.softcap, rows.scores + r * kLdScores);
@@ -260,7 +277,9 @@ void attend_range(const AttentionJob& job, int range, Rows& rows) {
         constexpr int kBlock = kPageTokens * kPanelColumns;
         return Values<type>{parts[i] + job.layout.values + b * kBlock * kElementBytes<type>,
                             reinterpret_cast<const float*>(parts[i] + job.layout.value_scales) + b * kPageTokens,
-                            i * kPageTokens};
+                            i * kPageTokens,
+                            (pages >> (i + 1) & 1 ? parts[i + 1] : parts[i]) + job.layout.values +
+                                b * kBlock * kElementBytes<type>};
     };
     if constexpr (unpacked) {
         for (int b = 0; b < n_blocks; ++b) {
