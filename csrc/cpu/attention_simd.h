@@ -23,6 +23,7 @@ constexpr int kColumns = 2 * kLanes;   // of a tile
 constexpr int kPanelColumns = 32;      // a row of keys or values
 constexpr int kPanelRows = kRange;     // at most
 constexpr int kLdScores = kRange + 16;  // rows of power-of-2 strides would fall into the same sets of the L1 cache
+constexpr double kSpareBytes = 2.5;     // a component of a row
 constexpr float kInfinity = __builtin_inff();
 
 template <KvType type>
@@ -128,10 +129,10 @@ template <int n>
 struct Count {};
 
 // f(first row, Count<number of rows>()) for tiles of all rows.
-template <class F>
+template <int kLargest = kTileRows, class F>
 void each_tile(int n_rows, F f) {
     int row = 0;
-    for (; n_rows - row >= kTileRows; row += kTileRows) f(row, Count<kTileRows>());
+    for (; n_rows - row >= kLargest; row += kLargest) f(row, Count<kLargest>());
     for (; n_rows - row >= 4; row += 4) f(row, Count<4>());
     for (; n_rows - row >= 2; row += 2) f(row, Count<2>());
     for (; n_rows - row >= 1; row += 1) f(row, Count<1>());
@@ -203,7 +204,8 @@ struct Rows {
     const float* weights[kMaxAttentionRows];  // the same, by row
     float* sums;                              // [n][ld] of the present range
     size_t ld;
-    float* panel;  // [kPanelRows][kPanelColumns]
+    float* panel;     // [kPanelRows][kPanelColumns]
+    std::byte* spare;  // the rest of scratch: at least kSpareBytes · n · head_dim
 
     uint32_t pages_of(int row, int n_rows) const {
         uint32_t bits = 0;
@@ -212,23 +214,29 @@ struct Rows {
     }
 };
 
-// Scores of a range's i-th page.
-template <KvType type, bool unpacked>
-void add_scores(const AttentionJob& job, const Rows& rows, int i, const std::byte* part, const std::byte* next) {
-    const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales), next};
-    for (int begin = 0; begin < job.head_dim; begin += kPanelRows) {
-        const int end = job.head_dim - begin < kPanelRows ? job.head_dim : begin + kPanelRows;
-        if (unpacked) unpack(keys, begin, end, rows.panel);
-        each_tile(rows.n, [&]<int kRows>(int row, Count<kRows>) {
-            if (!(rows.pages_of(row, kRows) >> i & 1)) return;
-            float* scores = rows.scores + row * kLdScores + i * kPageTokens;
-            if constexpr (unpacked)
-                multiply<kRows>(rows.queries + row, Panel{rows.panel, begin}, begin, end, scores, kLdScores);
-            else
-                multiply<kRows>(rows.queries + row, keys, begin, end, scores, kLdScores);
-        });
+// The scores of one type of keys, by products in float32.
+template <KvType type>
+struct FloatScores {
+    static void prepare(const AttentionJob&, Rows&) {}
+
+    // Those of a range's i-th page, which stand at zero. `next`: the matrix that is read next.
+    template <bool unpacked>
+    static void add(const AttentionJob& job, const Rows& rows, int i, const std::byte* part, const std::byte* next) {
+        const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales), next};
+        for (int begin = 0; begin < job.head_dim; begin += kPanelRows) {
+            const int end = job.head_dim - begin < kPanelRows ? job.head_dim : begin + kPanelRows;
+            if (unpacked) unpack(keys, begin, end, rows.panel);
+            each_tile(rows.n, [&]<int kRows>(int row, Count<kRows>) {
+                if (!(rows.pages_of(row, kRows) >> i & 1)) return;
+                float* scores = rows.scores + row * kLdScores + i * kPageTokens;
+                if constexpr (unpacked)
+                    multiply<kRows>(rows.queries + row, Panel{rows.panel, begin}, begin, end, scores, kLdScores);
+                else
+                    multiply<kRows>(rows.queries + row, keys, begin, end, scores, kLdScores);
+            });
+        }
     }
-}
+};
 
 // weights · values over the slots of a range that `values` has.
 template <class Right>
@@ -249,7 +257,7 @@ void add_values(const Rows& rows, const Right& values, Slots slots, float* sums)
     });
 }
 
-template <KvType type, bool unpacked>
+template <KvType type, class Scores, bool unpacked>
 void attend_range(const AttentionJob& job, int range, Rows& rows) {
     for (int r = 0; r < rows.n; ++r) {
         Slots seen = common({rows.sees[r].begin - range * kRange, rows.sees[r].end - range * kRange}, {0, kRange});
@@ -264,7 +272,7 @@ void attend_range(const AttentionJob& job, int range, Rows& rows) {
     std::memset(rows.scores, 0, rows.n * kLdScores * sizeof(float));
     for (int i = 0; i < kRange / kPageTokens; ++i)
         if (pages >> i & 1)
-            add_scores<type, unpacked>(
+            Scores::template add<unpacked>(
                 job, rows, i, parts[i],
                 pages >> (i + 1) & 1 ? parts[i + 1] + job.layout.keys : parts[__builtin_ctz(pages)] + job.layout.values);
     for (int r = 0; r < rows.n; ++r)
@@ -297,7 +305,7 @@ void attend_range(const AttentionJob& job, int range, Rows& rows) {
     }
 }
 
-template <KvType type>
+template <KvType type, class Scores>
 void attend(const AttentionJob& job, std::byte* scratch) {
     const int n_values = partial_size(job.head_dim) - 16;
     Rows rows;
@@ -306,8 +314,11 @@ void attend(const AttentionJob& job, std::byte* scratch) {
     rows.panel = reinterpret_cast<float*>(scratch);
     rows.scores = rows.panel + kPanelRows * kPanelColumns;
     rows.sums = rows.scores + rows.n * kLdScores;
-    static_assert(kPanelRows * kPanelColumns + kMaxAttentionRows * (kLdScores + partial_size(kMaxHeadDim)) <=
-                  kScratchBytes / sizeof(float));
+    rows.spare = reinterpret_cast<std::byte*>(rows.sums + rows.n * rows.ld);
+    static_assert((kPanelRows * kPanelColumns + kMaxAttentionRows * (kLdScores + partial_size(kMaxHeadDim))) *
+                          sizeof(float) +
+                      kSpareBytes * kMaxAttentionRows * kMaxHeadDim <=
+                  kScratchBytes);
     for (int r = 0; r < rows.n; ++r) {
         const int last = job.positions[r];
         rows.queries[r] = job.queries[r];
@@ -316,11 +327,12 @@ void attend(const AttentionJob& job, std::byte* scratch) {
         rows.all[r] = {};
         std::memset(job.partials + r * job.ld_partials, 0, n_values * sizeof(float));
     }
+    Scores::prepare(job, rows);
     for (int range = job.range_begin; range < job.range_end; ++range) {
         if (rows.n >= kTileRows)
-            attend_range<type, true>(job, range, rows);
+            attend_range<type, Scores, true>(job, range, rows);
         else
-            attend_range<type, false>(job, range, rows);
+            attend_range<type, Scores, false>(job, range, rows);
         for (int r = 0; r < rows.n; ++r)
             add(rows.of_range[r], rows.sums + r * rows.ld, n_values, rows.all[r], job.partials + r * job.ld_partials);
     }
@@ -330,16 +342,17 @@ void attend(const AttentionJob& job, std::byte* scratch) {
     }
 }
 
+template <template <KvType> class Scores>
 void attention(const AttentionJob& job, std::byte* scratch) {
     switch (job.type) {
         case KvType::F32:
-            return attend<KvType::F32>(job, scratch);
+            return attend<KvType::F32, Scores<KvType::F32>>(job, scratch);
         case KvType::F16:
-            return attend<KvType::F16>(job, scratch);
+            return attend<KvType::F16, Scores<KvType::F16>>(job, scratch);
         case KvType::BF16:
-            return attend<KvType::BF16>(job, scratch);
+            return attend<KvType::BF16, Scores<KvType::BF16>>(job, scratch);
         case KvType::Q8_0:
-            return attend<KvType::Q8_0>(job, scratch);
+            return attend<KvType::Q8_0, Scores<KvType::Q8_0>>(job, scratch);
     }
 }
 
@@ -408,9 +421,10 @@ void store_kv(KvType type, const KvHeadLayout& layout, int head_dim, const float
     }
 }
 
+template <template <KvType> class Scores>
 void fill_attention(Kernels& k) {
     k.store_kv = store_kv;
-    k.attention = attention;
+    k.attention = attention<Scores>;
     k.merge = merge;
 }
 
