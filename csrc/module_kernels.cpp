@@ -11,6 +11,7 @@
 
 #include "cpu/bandwidth.h"
 #include "cpu/kernels.h"
+#include "cpu/peak.h"
 #include "error.h"
 #include "module.h"
 
@@ -44,6 +45,7 @@ const FormatInfo& format_named(const std::string& name) {
 struct Packed {
     std::vector<int8_t> q;
     std::vector<float> d, ds32, ds16, x;
+    std::vector<int32_t> s32, s16;
     Activations view;
 
     Packed(const Kernels& kernels, const Floats& in) {
@@ -52,16 +54,16 @@ struct Packed {
         const int n_tokens = static_cast<int>(in.shape(0)), n_cols = static_cast<int>(in.shape(1));
         const size_t n = in.size();
         q.resize(n), x.resize(n), d.resize(n / 32), ds32.resize(n / 32), ds16.resize(n / 16);
+        s32.resize(n / 32), s16.resize(n / 16);
+        view = {n_tokens, n_cols, {q.data(), d.data(), ds32.data(), ds16.data(), s32.data(), s16.data(), x.data()}};
         for (int c = 0, w; c < n_tokens; c += w) {
             w = column_group_width(n_tokens - c);
             const float* rows[kMaxWidth];
             for (int i = 0; i < w; ++i) rows[i] = in.data(c + i, 0);
-            const size_t at = static_cast<size_t>(c) * n_cols;
-            kernels.quantize(rows, w, n_cols, q.data() + at, d.data() + at / 32, ds32.data() + at / 32,
-                             ds16.data() + at / 16);
-            kernels.interleave(rows, w, n_cols, x.data() + at);
+            const ActivationArrays to = arrays_at(view.data, static_cast<size_t>(c) * n_cols);
+            kernels.quantize(rows, w, n_cols, to);
+            kernels.interleave(rows, w, n_cols, to.x);
         }
-        view = {n_tokens, n_cols, q.data(), d.data(), ds32.data(), ds16.data(), x.data()};
     }
 };
 
@@ -135,10 +137,12 @@ py::dict quantize(const std::string& isa, const Floats& x) {
         return out;
     };
     py::dict out;
-    out["q"] = rows(packed.q, n_cols, 4);
+    out["q"] = rows(packed.q, n_cols, kGroup);
     out["d"] = rows(packed.d, n_cols / 32, 1);
     out["ds32"] = rows(packed.ds32, n_cols / 32, 1);
     out["ds16"] = rows(packed.ds16, n_cols / 16, 1);
+    out["s32"] = rows(packed.s32, n_cols / 32, 1);
+    out["s16"] = rows(packed.s16, n_cols / 16, 1);
     out["x"] = rows(packed.x, n_cols, 1);
     return out;
 }
@@ -256,6 +260,16 @@ void register_kernels(py::module_& parent) {
           py::call_guard<py::gil_scoped_release>(),
           "Bytes a second at which n_threads threads read n_bytes from huge pages: the best of several passes.");
     m.def(
+        "multiply_peak",
+        [](const std::string& isa, const std::string& numbers, int n_threads) {
+            check<std::invalid_argument>(numbers == "int8" || numbers == "float", "numbers must be int8 or float, not ",
+                                         numbers);
+            return multiply_peak(kernels_for(isa), numbers == "int8", n_threads);
+        },
+        py::arg("isa"), py::arg("numbers"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>(),
+        "Multiplications a second that n_threads threads reach with the ISA's own instructions on numbers in "
+        "registers, int8 or float: the best of several passes.");
+    m.def(
         "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
         py::arg("format"), "Whether the format has a packed layout.");
     m.def("matmul", matmul, py::arg("isa"), py::arg("format"), py::arg("weights"), py::arg("x"), py::kw_only(),
@@ -263,7 +277,7 @@ void register_kernels(py::module_& parent) {
           "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
           "then a red zone of NaN.");
     m.def("quantize", quantize, py::arg("isa"), py::arg("x"),
-          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, x}, a row a token (csrc/cpu/layout.h).");
+          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, s32, s16, x}, a row a token (csrc/cpu/layout.h).");
     m.def(
         "rms_norm",
         [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {
@@ -304,6 +318,25 @@ void register_kernels(py::module_& parent) {
             return changed_copy(x, [&](float* out) { kernels_for(isa).softcap(out, n, cap); });
         },
         py::arg("isa"), py::arg("x"), py::arg("cap"));
+    m.def(
+        "all_finite",
+        [](const std::string& isa, const Floats& x) {
+            return kernels_for(isa).all_finite(x.data(), static_cast<int>(x.size()));
+        },
+        py::arg("isa"), py::arg("x"));
+    m.def(
+        "find_above",
+        [](const std::string& isa, const Floats& x, int begin, float limit) {
+            check<std::invalid_argument>(begin >= 0, "begin is ", begin, ", expected at least 0");
+            return kernels_for(isa).find_above(x.data(), begin, static_cast<int>(x.size()), limit);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("begin"), py::arg("limit"));
+    m.def(
+        "sum_exp",
+        [](const std::string& isa, const Floats& x, float from) {
+            return kernels_for(isa).sum_exp(x.data(), static_cast<int>(x.size()), from);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("from_"));
     m.def(
         "rope",
         [](const std::string& isa, const Floats& x, const Floats& cosines, const Floats& sines, bool neox) {

@@ -1,6 +1,7 @@
 #include "cpu/executor.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 
@@ -49,14 +50,6 @@ struct Product {
     bool two_terms;  // multiply with the rest of the input too: CpuExecutor::Impl::rest
 };
 
-// The input of products, packed: layout.h. [n_batch, n_cols]
-struct Input {
-    int8_t* q;
-    float *d, *ds32, *ds16, *x;
-
-    Activations view(int n_tokens, int n_cols) const { return {n_tokens, n_cols, q, d, ds32, ds16, x}; }
-};
-
 bool reads_integers(const Matrix& w) {
     return w.packed && w.dtype != DType::F32 && w.dtype != DType::F16 && w.dtype != DType::BF16;
 }
@@ -91,6 +84,7 @@ struct CpuExecutor::Impl {
     const Config config;
     const Kernels& kernels;
     ThreadPool pool;
+    PhaseTimer phases;
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
@@ -104,12 +98,12 @@ struct CpuExecutor::Impl {
     float *q, *k, *v;        // [n_batch, widths.q], [n_batch, widths.kv] twice
     float *gate, *up;        // [n_batch, widths.ffn]
     float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
-    Input input;             // of the next products
+    ActivationArrays input;  // of the next products [n_batch, n_cols]
     // What rounding to 8 bits took from `input`, rounded to 8 bits itself; a product with both is nearly that of the
     // unrounded input. Queries and keys always have it: where attention is sharp, two thirds of the error that rounding
     // makes in the logits comes from these two products, which are a small part of the work. With `precise` every
     // product has it.
-    Input rest;
+    ActivationArrays rest;
     const bool precise;
     std::vector<std::byte*> scratch;                        // a thread
     std::vector<float*> row_partials;                       // a thread: [kMaxAttentionRows][partial_size]
@@ -162,8 +156,14 @@ struct CpuExecutor::Impl {
         cosines = take(config.ropes.size() * n * widths.half_head),
         sines = take(config.ropes.size() * n * widths.half_head);
         auto take_input = [&](size_t n_cols) {
-            return Input{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)), take(n * n_cols / 32),
-                         take(n * n_cols / 32), take(n * n_cols / 16), take(n * n_cols)};
+            auto take_sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count)); };
+            return ActivationArrays{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)),
+                                    take(n * n_cols / 32),
+                                    take(n * n_cols / 32),
+                                    take(n * n_cols / 16),
+                                    take_sums(n * n_cols / 32),
+                                    take_sums(n * n_cols / 16),
+                                    take(n * n_cols)};
         };
         input = take_input(widths.in), rest = take_input(widths.in);
         for (int i = 0; i < n_threads; ++i) {
@@ -179,26 +179,24 @@ struct CpuExecutor::Impl {
         const float* columns[kMaxWidth];
         for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(column + i) * n_cols;
         const size_t at = static_cast<size_t>(column) * n_cols;
+        const ActivationArrays to = arrays_at(input, at);
         if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return !reads_integers(*w); }))
-            kernels.interleave(columns, width, n_cols, input.x + at);
+            kernels.interleave(columns, width, n_cols, to.x);
         if (std::none_of(readers.begin(), readers.end(), [](const Matrix* w) { return reads_integers(*w); })) return;
-        const auto quantize = [&](const Input& to) {
-            kernels.quantize(columns, width, n_cols, to.q + at, to.d + at / 32, to.ds32 + at / 32, to.ds16 + at / 16);
-        };
-        quantize(input);
+        kernels.quantize(columns, width, n_cols, to);
         if (!two_terms) return;
         for (int c = 0; c < width; ++c)
-            for (int i = 0; i < n_cols; ++i)
-                rows[static_cast<size_t>(column + c) * n_cols + i] -=
-                    input.d[at / 32 + i / 32 * width + c] * input.q[at + (i / 4 * width + c) * 4 + i % 4];
-        quantize(rest);
+            for (int i = 0; i < n_cols; ++i) {
+                const int group = i / kGroup * width + c;
+                rows[static_cast<size_t>(column + c) * n_cols + i] -= to.d[group] * to.q[group * kGroup + i % kGroup];
+            }
+        kernels.quantize(columns, width, n_cols, arrays_at(rest, at));
     }
 
     // Phase: item(first row, width) for each column group of n rows.
     template <typename F>
     void each_group(int n, F item) {
-        const int n_whole = n / kMaxWidth, rest = n % kMaxWidth;
-        const int n_groups = n_whole + (rest & 4 ? 1 : 0) + (rest & 2 ? 1 : 0) + (rest & 1);
+        const int n_whole = n / kMaxWidth, n_groups = n_whole + std::popcount(static_cast<unsigned>(n % kMaxWidth));
         pool.each(n_groups, [&](int i) {
             int column = std::min(i, n_whole) * kMaxWidth;
             for (int skip = i - n_whole; skip > 0; --skip) column += column_group_width(n - column);
@@ -222,11 +220,9 @@ struct CpuExecutor::Impl {
                     continue;
                 }
                 const int begin = item * grain, end = std::min(panels, begin + grain);
-                kernels.matmul(*w, input.view(n, w->n_cols), begin, end, out, w->n_rows, scratch[thread]);
+                kernels.matmul(*w, {n, w->n_cols, input}, begin, end, out, w->n_rows, scratch[thread]);
                 if (two_terms && reads_integers(*w)) {
-                    Activations second = rest.view(n, w->n_cols);
-                    second.go_on = true;
-                    kernels.matmul(*w, second, begin, end, out, w->n_rows, scratch[thread]);
+                    kernels.matmul(*w, {n, w->n_cols, rest, true}, begin, end, out, w->n_rows, scratch[thread]);
                 }
                 return;
             }
@@ -411,13 +407,19 @@ struct CpuExecutor::Impl {
             for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
             pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv}, true);
         });
+        phases.end(thread, "attention norm");
         multiply(thread, n, {{&l.wq, q, true}, {&l.wk, k, true}, {&l.wv, v, precise}});
+        phases.end(thread, "q, k, v");
         pool.each(n_tiles, [&](int i) {
             for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
         });
+        phases.end(thread, "rope, store");
         attend_all(thread, index, attention.at(facts.window), cache);
+        phases.end(thread, "attention");
         each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}, precise); });
+        phases.end(thread, "output quantise");
         multiply(thread, n, {{&l.wo, proj, precise}});
+        phases.end(thread, "output");
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 add_projection(i, l.post_attn_norm);
@@ -425,7 +427,9 @@ struct CpuExecutor::Impl {
             }
             pack(row, width, h, dim, {&l.gate, &l.up}, precise);
         });
+        phases.end(thread, "ffn norm");
         multiply(thread, n, {{&l.gate, gate, precise}, {&l.up, up, precise}});
+        phases.end(thread, "gate, up");
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 const size_t at = static_cast<size_t>(i) * ffn;
@@ -433,8 +437,11 @@ struct CpuExecutor::Impl {
             }
             pack(row, width, gate, ffn, {&l.down}, precise);
         });
+        phases.end(thread, "activation");
         multiply(thread, n, {{&l.down, proj, precise}});
+        phases.end(thread, "down");
         pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
+        phases.end(thread, "residual");
     }
 
     // Logits of the rows that asked.
@@ -447,7 +454,9 @@ struct CpuExecutor::Impl {
                                  h + static_cast<size_t>(i) * dim);
             pack(row, width, h, dim, {&output}, precise);
         });
+        phases.end(thread, "head norm");
         multiply(thread, n, {{&output, logits, precise}});
+        phases.end(thread, "head");
         if (config.final_softcap == 0) return;
         constexpr int kRun = 8192;
         const int runs = (config.n_vocab + kRun - 1) / kRun;
@@ -456,6 +465,7 @@ struct CpuExecutor::Impl {
             kernels.softcap(logits + static_cast<size_t>(i / runs) * config.n_vocab + first,
                             std::min(kRun, config.n_vocab - first), config.final_softcap);
         });
+        phases.end(thread, "soft cap");
     }
 
     void forward(const Batch& batch, const KvCache& cache, float* logits) {
@@ -470,7 +480,9 @@ struct CpuExecutor::Impl {
         std::map<int, AttentionWork> attention;  // by window
         for (const LayerFacts& l : config.layers)
             if (!attention.count(l.window)) attention.emplace(l.window, attention_work(batch, l.window));
+        phases.begin();
         begin(batch);
+        phases.end(0, "embedding");
         pool.run([&](int thread) {
             for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
             run_head(thread, batch.outputs, logits);
@@ -486,7 +498,8 @@ CpuExecutor::~CpuExecutor() = default;
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
     impl_->forward(batch, cache, logits);
 }
-const char* CpuExecutor::isa() const { return impl_->kernels.isa; }
+const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
+PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
 
 size_t weight_bytes(const ModelTensors& tensors) {
     size_t total = 0;
@@ -496,7 +509,7 @@ size_t weight_bytes(const ModelTensors& tensors) {
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
     const Widths w(config);
-    auto input = [](size_t n_cols) { return n_cols / 4 + 2 * (n_cols / 32) + n_cols / 16 + n_cols; };
+    auto input = [](size_t n_cols) { return n_cols / 4 + 3 * (n_cols / 32) + 2 * (n_cols / 16) + n_cols; };
     const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +  // rows
                            2 * config.ropes.size() * w.half_head + 2 * input(w.in);
     constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64

@@ -44,15 +44,15 @@ struct Kernels {
     // One column group, w columns of n_cols numbers. d = max|x| / 127, q = round to nearest even (x / d); a block with
     // a NaN or an infinity gets a d that is not finite, so that the fault reaches the logits; q is 0 where d is not a
     // normal number.
-    void (*quantize)(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16);
+    void (*quantize)(const float* const* x, int w, int n_cols, const ActivationArrays& to);
     // The same columns as x [n_cols][w].
     void (*interleave)(const float* const* x, int w, int n_cols, float* out);
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
     // where x.go_on says so, the sum begins with what out holds.
-    // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ, two
-    // half groups), sum = sum + t · d, sum = sum − offset · ds32 (half groups: twice, with ds16); groups in order.
-    // Σ u q is exact.
+    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ,
+    // two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups: twice,
+    // with ds16); groups in order. Σ (u − bias) q is exact.
     // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.
     // Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is
     // written beyond row n_rows - 1.
@@ -70,6 +70,11 @@ struct Kernels {
     void (*gate)(Activation act, const float* gate, const float* up, int n, float* out);
     // x[i] = cap · tanh(x[i] / cap), absolute error <= 3e-7 · cap
     void (*softcap)(float* x, int n, float cap);
+    // Of a row of logits: whether all are finite; the first i >= begin with x[i] > limit, or n; Σ e^(x[i] − from) with
+    // from >= every x[i], relative error <= 1e-6 + 1.2e-7 · (from − the x[i] that weigh most).
+    bool (*all_finite)(const float* x, int n);
+    int (*find_above)(const float* x, int begin, int n, float limit);
+    double (*sum_exp)(const float* x, int n, float from);
     // Rotates pairs of x [head_dim] by angles with the given cosines and sines [head_dim / 2].
     void (*rope)(float* x, const float* cosines, const float* sines, int head_dim, bool neox);
 
@@ -84,6 +89,11 @@ struct Kernels {
     // out [head_dim] = the softmax of n partials [n][partial_size]: one of all ranges, or those of single ranges in
     // order; both give the same bits.
     void (*merge)(const float* partials, int n, int head_dim, float* out);
+
+    // The limit of products, for measurements: the multiply instruction of the integer formats and of the float formats
+    // on independent sums in registers, and nothing else. Return how many numbers were multiplied.
+    int64_t (*multiply_int8)(int rounds);
+    int64_t (*multiply_float)(int rounds);
 };
 
 // ISAs of this build that this CPU can run, weakest first; the last is the default.

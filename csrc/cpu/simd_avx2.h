@@ -56,6 +56,11 @@ inline Vec keep(Vec v, uint32_t bits, float other) {
     return _mm256_blendv_ps(splat(other), v, _mm256_castsi256_ps(mask));
 }
 
+// Bit i is set where lane i of a is greater than that of b.
+inline uint32_t greater(Vec a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+}
+
 inline Vec swap_pairs(Vec v) { return _mm256_permute_ps(v, 0xb1); }
 // The first n (even) lanes, each pair of neighbours from one number: p[0], p[0], p[1], p[1] …
 inline Vec load_pairs(const float* p, int n) {

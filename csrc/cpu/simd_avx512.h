@@ -45,6 +45,9 @@ inline Vec keep(Vec v, uint32_t bits, float other) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), splat(other), v);
 }
 
+// Bit i is set where lane i of a is greater than that of b.
+inline uint32_t greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+
 inline Vec swap_pairs(Vec v) { return _mm512_permute_ps(v, 0xb1); }
 // The first n (even) lanes, each pair of neighbours from one number: p[0], p[0], p[1], p[1] …
 inline Vec load_pairs(const float* p, int n) {
