@@ -31,8 +31,8 @@ struct Tile {
 struct Piece {
     Tile tile;
     int range_begin, range_end;
-    // Of a tile whose ranges are pieces of their own: their number, where its partials [n_kv_heads, rows, n_split] stand
-    // and which of n_split this is.
+    // Of a tile whose ranges are pieces of their own: their number, where its partials [n_kv_heads, rows, n_split]
+    // stand and which of n_split this is.
     int n_split;
     size_t first_partial;
     int index;
@@ -283,14 +283,15 @@ struct CpuExecutor::Impl {
         }
     }
 
-    // Cuts the attention of a batch into pieces, for layers of this window. Tiles of few tokens are split by ranges, since
-    // their work is reading the cache.
+    // Cuts the attention of a batch into pieces, for layers of this window. Tiles of few tokens are split by ranges,
+    // since their work is reading the cache.
     AttentionWork attention_work(const Batch& batch, int window) {
         constexpr int kFewTokens = 8, kPiecesAThread = 4;
         const LayerFacts& facts = config.layers[0];
-        const int n = static_cast<int>(batch.tokens.size()), most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
-        const int tile_tokens = std::clamp(n * facts.n_kv_heads / (kPiecesAThread * pool.size()), kFewTokens,
-                                           std::max(most, kFewTokens));
+        const int n = static_cast<int>(batch.tokens.size()),
+                  most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
+        const int tile_tokens =
+            std::clamp(n * facts.n_kv_heads / (kPiecesAThread * pool.size()), kFewTokens, std::max(most, kFewTokens));
         AttentionWork work;
         size_t n_partials = 0;
         int row = 0;
@@ -484,7 +485,8 @@ struct CpuExecutor::Impl {
         begin(batch);
         phases.end(0, "embedding");
         pool.run([&](int thread) {
-            for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
+            for (size_t i = 0; i < layers.size(); ++i)
+                run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
             run_head(thread, batch.outputs, logits);
         });
     }
