@@ -10,7 +10,9 @@ namespace gemmart::cpu {
 namespace {
 
 constexpr int kColumns = 2304;  // of weights
-constexpr int kPasses = 4;
+constexpr int kPasses = 3;
+constexpr double kSeconds = 0.05;                  // of a pass
+constexpr size_t kMostProducts = size_t{1} << 33;  // of a pass
 
 // Numbers of every kind: bytes 32 to 63, which are neither NaN nor tiny as floats of any size.
 void fill(std::byte* bytes, size_t n) {
@@ -76,7 +78,7 @@ KernelTime KernelBench::matmul(DType dtype, int n_tokens) {
 
     const size_t panel = panel_bytes(dtype, kColumns), row_size = row_bytes(format_of(dtype), kColumns);
     const size_t panel_size = panel ? panel : kPanel * row_size;
-    const int most = static_cast<int>(std::min<size_t>(n_bytes_ / panel_size, (size_t{1} << 30) / n_tokens / kPanel));
+    const int most = static_cast<int>(std::min(n_bytes_ / panel_size, kMostProducts / (n * kPanel)));
     std::vector<float> out(static_cast<size_t>(most) * kPanel * n_tokens);
     const auto pass_over = [&](int n_panels) {
         const Matrix w{dtype, panel != 0, n_panels * kPanel, kColumns, bytes_, panel ? panel : row_size};
@@ -91,7 +93,7 @@ KernelTime KernelBench::matmul(DType dtype, int n_tokens) {
     // A few panels tell how many make a pass.
     const int few = std::min(most, 8 * pool_.size());
     const double seconds = best_of_passes(pass_over(few));
-    const int n_panels = std::clamp(static_cast<int>(few * 0.1 / seconds), few, most);
+    const int n_panels = std::clamp(static_cast<int>(few * kSeconds / seconds), few, most);
     return {best_of_passes(pass_over(n_panels)), static_cast<double>(n_panels * panel_size),
             static_cast<double>(n_panels) * kPanel * n};
 }
@@ -126,7 +128,7 @@ KernelTime KernelBench::attention(KvType type, int n_tokens) {
     };
     const int few = std::min(n_heads, pool_.size());
     const double seconds = best_of_passes(pass_over(few));
-    const int heads = std::clamp(static_cast<int>(few * 0.1 / seconds), few, n_heads);
+    const int heads = std::clamp(static_cast<int>(few * kSeconds / seconds), few, n_heads);
     double n_products = 0;
     for (int position : positions) n_products += 2.0 * heads * kHeadDim * (position + 1);
     return {best_of_passes(pass_over(heads)), static_cast<double>(heads) * n_pages * layout.n_bytes, n_products};

@@ -25,7 +25,7 @@ class KernelBench {
     // measured. Throws std::invalid_argument, OutOfMemory.
     KernelBench(const Kernels& kernels, int n_threads, size_t n_bytes);
 
-    // Weights of a format with n_tokens columns of activations; as many rows as a pass of a tenth of a second needs.
+    // Weights of a format with n_tokens columns of activations; as many rows as a pass of 50 ms needs.
     KernelTime matmul(DType dtype, int n_tokens);
     // The last n_tokens of 8192 positions, two query rows each, heads of 256.
     KernelTime attention(KvType type, int n_tokens);
