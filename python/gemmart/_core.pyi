@@ -95,6 +95,12 @@ class Context:
 # Kernels (module_kernels.cpp): a submodule; isa "" is the best one, or GEMMART_ISA
 
 class kernels:
+    class Bench:
+        def __init__(self, isa: str, *, n_threads: int, n_bytes: int) -> None: ...
+        def matmul(self, format: str, n_tokens: int) -> tuple[float, float, float]: ...  # seconds, bytes, products
+        def attention(self, kv_type: str, n_tokens: int) -> tuple[float, float, float]: ...
+        def vectors(self) -> list[tuple[str, float]]: ...  # name, numbers a second
+
     @staticmethod
     def isas() -> list[tuple[str, bool, bool, str]]: ...  # name, built, usable, why not; weakest first
     @staticmethod
