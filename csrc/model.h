@@ -24,7 +24,8 @@ struct ModelFacts {
 
 // Bytes that a model and a context will take.
 struct MemoryNeed {
-    size_t weights;
+    size_t packed_weights;
+    size_t mapped_weights;  // besides the system's cache of the file
     size_t buffers;
     size_t kv;  // when every page is in use
 };
@@ -33,7 +34,8 @@ MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int6
 
 class Model {
   public:
-    Model(ModelFacts facts, int n_threads, int n_batch, bool precise);
+    Model(ModelFacts facts, int n_threads, int n_batch, bool precise, const cpu::WeightOptions& options,
+          cpu::Loading& loading);
     const ModelFacts& facts() const { return facts_; }
     const char* isa() const { return executor_.isa(); }
     int n_batch() const { return n_batch_; }

@@ -40,7 +40,7 @@ struct Input {
 };
 
 bool reads_integers(const Matrix& w) {
-    return w.packed && w.dtype != DType::F32 && w.dtype != DType::F16 && w.dtype != DType::BF16;
+    return panel_bytes(w.dtype, w.n_cols) && w.dtype != DType::F32 && w.dtype != DType::F16 && w.dtype != DType::BF16;
 }
 
 std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
@@ -74,10 +74,11 @@ struct CpuExecutor::Impl {
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
-    Arena weights, buffers;
+    Arena buffers;
     std::vector<Layer> layers;
     std::vector<float> output_norm;
     Matrix output;
+    std::unique_ptr<const Weights> weights;
 
     // Rows of the batch.
     float *x, *h, *proj;     // [n_batch, dim], [n_batch, widths.in], [n_batch, dim]
@@ -95,7 +96,7 @@ struct CpuExecutor::Impl {
     std::vector<std::vector<const std::byte*>> page_lists;  // a thread
 
     Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
-         int n_batch_, bool precise_)
+         int n_batch_, bool precise_, const WeightOptions& options, Loading& loading)
         : file(std::move(file_)),
           config(config_),
           kernels(kernels_for("")),
@@ -103,7 +104,6 @@ struct CpuExecutor::Impl {
           n_batch(n_batch_),
           widths(config),
           embedding(tensors.embedding),
-          weights(weight_bytes(tensors)),
           buffers(buffer_bytes(config, n_batch, n_threads)),
           layers(config.layers.size()),
           precise(precise_),
@@ -128,9 +128,8 @@ struct CpuExecutor::Impl {
         }
         output_norm = load_vector(*file, *tensors.output_norm);
         items.push_back({tensors.output, &output});
-        load_matrices(*file, items, weights, pool);
+        weights = std::make_unique<Weights>(*file, items, options, loading, pool);
         output.n_rows = config.n_vocab;  // without padding
-        file->check_unchanged();
 
         const size_t n = n_batch;
         auto take = [&](size_t count) { return reinterpret_cast<float*>(buffers.take(count * sizeof(float))); };
@@ -197,12 +196,15 @@ struct CpuExecutor::Impl {
                     continue;
                 }
                 const int begin = item * grain, end = std::min(panels, begin + grain);
-                kernels.matmul(*w, input.view(n, w->n_cols), begin, end, out, w->n_rows, scratch[thread]);
-                if (two_terms && reads_integers(*w)) {
+                const size_t ld = w->n_rows;
+                const auto product = [&](const Matrix& panels, int first, int last, int row) {
+                    kernels.matmul(panels, input.view(n, w->n_cols), first, last, out + row, ld, scratch[thread]);
+                    if (!two_terms || !reads_integers(*w)) return;
                     Activations second = rest.view(n, w->n_cols);
                     second.go_on = true;
-                    kernels.matmul(*w, second, begin, end, out, w->n_rows, scratch[thread]);
-                }
+                    kernels.matmul(panels, second, first, last, out + row, ld, scratch[thread]);
+                };
+                weights->each_panels(thread, *w, begin, end, product);
                 return;
             }
         });
@@ -379,12 +381,13 @@ struct CpuExecutor::Impl {
             for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, cache);
             run_head(thread, batch.outputs, logits);
         });
+        weights->check_unchanged();
     }
 };
 
 CpuExecutor::CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors,
-                         int n_threads, int n_batch, bool precise)
-    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise)) {}
+                         int n_threads, int n_batch, bool precise, const WeightOptions& options, Loading& loading)
+    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise, options, loading)) {}
 CpuExecutor::~CpuExecutor() = default;
 
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
@@ -392,10 +395,10 @@ void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logit
 }
 const char* CpuExecutor::isa() const { return impl_->kernels.isa; }
 
-size_t weight_bytes(const ModelTensors& tensors) {
-    size_t total = 0;
-    for (const Tensor* tensor : matrices(tensors)) total += arena_bytes(*tensor);
-    return total;
+size_t packed_weight_bytes(const ModelTensors& tensors) { return packed_bytes(matrices(tensors)); }
+
+size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads) {
+    return n_threads * room_bytes(matrices(tensors));
 }
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {

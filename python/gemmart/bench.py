@@ -31,6 +31,7 @@ def measure(
     batch: int,
     kv_type: str,
     precise: bool | None,
+    mmap: bool | None,
     offline: bool,
     progress: Progress,
     notice: Callable[[str], None],
@@ -55,6 +56,7 @@ def measure(
         batch=batch,
         kv_type=kv_type,
         precise=precise,
+        mmap=mmap,
         offline=True,  # it was fetched above, so that load_s is loading alone
         progress=progress,
         notice=notice,
@@ -74,7 +76,7 @@ def measure(
             decodes.append(written.timings.tokens_per_s(written.usage))
         progress("measuring", 2 * repeat, 2 * repeat)
         peak_mib = _peak_mib()
-        threads, isa, precise = model.plan.threads, model.isa, model.precise
+        threads, isa, precise, mmap = model.plan.threads, model.isa, model.precise, model.plan.mmap
 
     token_bytes = weight_bytes_per_token(_core.Gguf(*place))
     least, most = BANDWIDTH_BYTES
@@ -85,6 +87,7 @@ def measure(
         "cpu": cpu_name(),
         "isa": isa,
         "precise": precise,
+        "mmap": mmap,
         "threads": threads,
         "prompt_tokens": prompt,
         "decode_tokens": decode,

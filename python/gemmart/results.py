@@ -85,14 +85,18 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a model will take with these options. `kv_bytes` when every page is in use; it is touched only as
-    sequences grow."""
+    """Bytes of memory that a model will take with these options. `weight_bytes`: all of the matrices where they are
+    packed; where they are mapped (`mmap`), room to work on some of them. `mapped_bytes`: those that stay in the
+    file, of which the system's cache keeps what there is room for. `kv_bytes` when every page is in use; it is touched
+    only as sequences grow."""
 
     ctx: int
     parallel: int
     batch: int
     threads: int
     kv_type: str
+    mmap: bool
+    mapped_bytes: int
     weight_bytes: int
     buffer_bytes: int
     kv_bytes: int
