@@ -79,9 +79,9 @@ class Model:
         n_threads: int,
         n_batch: int,
         precise: bool,
-        mapped: bool,
-        drop_cached: bool,
-        loading: Loading,
+        mapped: bool = False,
+        drop_cached: bool = False,
+        loading: Loading | None = None,
     ) -> None: ...
     @property
     def isa(self) -> str: ...
