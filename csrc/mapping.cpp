@@ -26,6 +26,8 @@ std::mutex places_mutex;
 
 struct sigaction previous;
 
+size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
 // SIGBUS: the system cannot bring a page of a file. In a mapping of ours the rest becomes zeros and the reading goes
 // on; any other is for whoever was asked before.
 void on_bus_error(int signal, siginfo_t* info, void* context) {
@@ -35,7 +37,7 @@ void on_bus_error(int signal, siginfo_t* info, void* context) {
         if (info->si_code != BUS_ADRERR) break;  // sent by a program, or broken memory
         const uintptr_t end = place.end.load();
         if (at < place.begin.load() || at >= end) continue;
-        const uintptr_t page = at & ~(static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)) - 1);
+        const uintptr_t page = at / page_size() * page_size();
         place.lost.store(true);
         void* zeros = mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -73,6 +75,11 @@ int take_place(uintptr_t begin, uintptr_t end) {
     throw OutOfMemory(message("more than ", kPlaces, " mapped models"));
 }
 
+void advise(const std::byte* data, size_t offset, size_t n, int advice) {
+    const size_t begin = offset / page_size() * page_size();
+    madvise(const_cast<std::byte*>(data) + begin, offset + n - begin, advice);
+}
+
 }  // namespace
 
 Mapping::Mapping(int fd, size_t n_bytes) : n_bytes_(n_bytes) {
@@ -95,5 +102,8 @@ Mapping::~Mapping() {
 }
 
 bool Mapping::lost() const { return places[place_].lost.load(); }
+
+void Mapping::prefetch(size_t offset, size_t n) const { advise(data_, offset, n, MADV_WILLNEED); }
+void Mapping::forget(size_t offset, size_t n) const { advise(data_, offset, n, MADV_DONTNEED); }
 
 }  // namespace gemmart

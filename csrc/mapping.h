@@ -16,6 +16,9 @@ class Mapping {
 
     const std::byte* data() const { return data_; }
     bool lost() const;
+    // Advice on n bytes from an offset: read them in the background; or forget them, until they are touched again.
+    void prefetch(size_t offset, size_t n) const;
+    void forget(size_t offset, size_t n) const;
 
   private:
     const std::byte* data_;

@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <numeric>
 
 #include "error.h"
@@ -110,20 +111,22 @@ void register_model(py::module_& m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Weights in memory, and the threads that compute with them.")
         .def(
             py::init([](const ModelFacts& facts, int n_threads, int n_batch, bool precise, bool mapped,
-                        bool drop_cached, cpu::Loading* loading) {
+                        size_t cache_bytes, cpu::Loading* loading) {
                 check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
                                              ", expected 1 to 1024");
                 check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
                                              ", expected 1 to 65536");
                 cpu::Loading unseen;
                 return std::make_shared<Model>(facts, n_threads, n_batch, precise,
-                                               cpu::WeightOptions{mapped, drop_cached}, loading ? *loading : unseen);
+                                               cpu::WeightOptions{mapped, cache_bytes}, loading ? *loading : unseen);
             }),
             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, "precise"_a, "mapped"_a = false,
-            "drop_cached"_a = false, "loading"_a = nullptr, py::call_guard<py::gil_scoped_release>(),
-            "Reads and packs the weights; mapped: leaves them in the file and packs what a product needs; drop_cached: "
-            "what was read leaves the system's cache. n_batch: most tokens of a forward; precise: activations keep "
-            "nearly their float32 precision. Raises OutOfMemory, ModelChanged, Cancelled, DeviceError.")
+            "cache_bytes"_a = std::numeric_limits<size_t>::max(), "loading"_a = nullptr,
+            py::call_guard<py::gil_scoped_release>(),
+            "Reads and packs the weights; mapped: leaves them in the file and packs what a product needs; cache_bytes: "
+            "how much of the file may stay in the system's cache. n_batch: most tokens of a forward; precise: "
+            "activations keep nearly their float32 precision. Raises OutOfMemory, ModelChanged, Cancelled, "
+            "DeviceError.")
         .def_property_readonly("isa", &Model::isa);
 
     py::class_<Context>(

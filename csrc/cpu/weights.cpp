@@ -21,6 +21,12 @@ size_t packed_bytes(const Tensor& tensor) {
     return round_up(n_bytes, 64);
 }
 
+size_t file_bytes(const std::vector<LoadItem>& items) {
+    size_t total = 0;
+    for (const LoadItem& item : items) total += item.tensor->n_bytes;
+    return total;
+}
+
 std::vector<const Tensor*> tensors_of(const std::vector<LoadItem>& items) {
     std::vector<const Tensor*> tensors;
     for (const LoadItem& item : items) tensors.push_back(item.tensor);
@@ -70,11 +76,19 @@ Weights::Weights(const GgufFile& file, const std::vector<LoadItem>& items, const
     : file_(file),
       room_bytes_(room_bytes(tensors_of(items))),
       arena_(options.mapped ? pool.size() * room_bytes_ : packed_bytes(tensors_of(items))) {
-    if (!options.mapped) {
-        load(items, options.drop_cached, loading, pool);
-        return;
+    if (options.mapped) {
+        map(items, options.cache_bytes);
+        for (int i = 0; i < pool.size(); ++i) rooms_.push_back(arena_.take(room_bytes_));
+    } else {
+        load(items, file_bytes(items) > options.cache_bytes, loading, pool);
     }
-    mapping_ = file.map();
+    file.check_unchanged();
+}
+
+void Weights::map(const std::vector<LoadItem>& items, size_t cache_bytes) {
+    mapping_ = file_.map();
+    const double share = static_cast<double>(cache_bytes) / file_bytes(items);
+    double n_seen = 0, n_kept = 0;
     for (const auto& [tensor, to] : items) {
         const int n_rows = static_cast<int>(tensor->shape[0]), n_cols = static_cast<int>(tensor->shape[1]);
         *to = {tensor->dtype,
@@ -83,9 +97,26 @@ Weights::Weights(const GgufFile& file, const std::vector<LoadItem>& items, const
                n_cols,
                mapping_->data() + tensor->offset,
                row_bytes(format_of(tensor->dtype), n_cols)};
+        // Those that are read anew stand evenly between the others, so that the device reads while these are
+        // multiplied.
+        n_seen += tensor->n_bytes;
+        if (n_kept + tensor->n_bytes <= n_seen * share)
+            n_kept += tensor->n_bytes;
+        else
+            streams_.emplace_back(tensor, to->data);
     }
-    for (int i = 0; i < pool.size(); ++i) rooms_.push_back(arena_.take(room_bytes_));
-    file.check_unchanged();
+}
+
+// The thread that uses the last panels of a stream forgets it and sends for the next one.
+void Weights::note_use(const Matrix& w, int n_panels) const {
+    const auto stream =
+        std::find_if(streams_.begin(), streams_.end(), [&](const Stream& s) { return s.data == w.data; });
+    if (stream == streams_.end() || (stream->n_used += n_panels) < (w.n_rows + kPanel - 1) / kPanel) return;
+    stream->n_used = 0;
+    mapping_->forget(stream->tensor->offset, stream->tensor->n_bytes);
+    file_.drop_cached(stream->tensor->offset, stream->tensor->n_bytes);
+    const Stream& next = stream + 1 == streams_.end() ? streams_.front() : stream[1];
+    mapping_->prefetch(next.tensor->offset, next.tensor->n_bytes);
 }
 
 void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading& loading, ThreadPool& pool) {
@@ -106,8 +137,8 @@ void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading
             pieces.push_back({tensor, to, first, std::min(step, n_rows - first)});
             largest = std::max(largest, row * std::min(step, n_rows));
         }
-        loading.total += tensor->n_bytes;
     }
+    loading.total = file_bytes(items);
     std::vector<std::vector<std::byte>> buffers(pool.size());
     pool.run([&](int thread) {
         std::vector<std::byte>& buffer = buffers[thread];
@@ -128,7 +159,6 @@ void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading
             loading.done += n_rows * row;
         });
     });
-    file_.check_unchanged();
 }
 
 void Weights::pack(const Matrix& w, int panel, int n_panels, std::byte* to) {

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -28,8 +30,11 @@ class Arena {
 
 // How weights are held.
 struct WeightOptions {
-    bool mapped = false;       // as rows in the file, packed again for each product; otherwise packed once, in memory
-    bool drop_cached = false;  // where packed: each piece of the file leaves the system's cache when it has been read
+    bool mapped = false;  // as rows in the file, packed again for each product; otherwise packed once, in memory
+    // Bytes of the file that may stay in the system's cache. If that is less than all of it, packed weights leave the
+    // cache when they have been read. Of mapped ones, so many matrices as are too much leave it after each product:
+    // else each token would push out of the cache what the next one begins with, and all would be read again.
+    size_t cache_bytes = std::numeric_limits<size_t>::max();
 };
 
 // What other threads may see and want of a load.
@@ -59,27 +64,39 @@ class Weights {
     template <typename F>
     void each_panels(int thread, const Matrix& w, int begin, int end, F product) const {
         const size_t stride = w.packed ? 0 : panel_bytes(w.dtype, w.n_cols);
-        if (!stride) return product(w, begin, end, 0);
-        const int n_fit = static_cast<int>(room_bytes_ / stride);
-        for (int panel = begin; panel < end; panel += n_fit) {
+        const int n_fit = stride ? static_cast<int>(room_bytes_ / stride) : 0;
+        if (!stride) product(w, begin, end, 0);
+        for (int panel = begin; stride && panel < end; panel += n_fit) {
             const int n = std::min(n_fit, end - panel), row = panel * kPanel;
             pack(w, panel, n, rooms_[thread]);
             product({w.dtype, true, w.n_rows - row, w.n_cols, rooms_[thread], stride}, 0, n, row);
         }
+        if (!streams_.empty()) note_use(w, end - begin);
     }
 
     // Throws FileChanged if mapped weights are not those of the file any more.
     void check_unchanged() const;
 
   private:
+    // A mapped matrix that does not stay in the cache.
+    struct Stream {
+        Stream(const Tensor* tensor, const std::byte* data) : tensor(tensor), data(data) {}
+        const Tensor* tensor;
+        const std::byte* data;
+        std::atomic<int> n_used{0};  // panels, of those of one product
+    };
+
     void load(const std::vector<LoadItem>& items, bool drop_cached, Loading& loading, ThreadPool& pool);
+    void map(const std::vector<LoadItem>& items, size_t cache_bytes);
+    void note_use(const Matrix& w, int n_panels) const;
     static void pack(const Matrix& w, int panel, int n_panels, std::byte* to);
 
     const GgufFile& file_;
     const size_t room_bytes_;
     Arena arena_;
     std::unique_ptr<Mapping> mapping_;
-    std::vector<std::byte*> rooms_;  // a thread, where mapped
+    mutable std::deque<Stream> streams_;  // in order of use
+    std::vector<std::byte*> rooms_;       // a thread, where mapped
 };
 
 // A tensor of one dimension as floats.

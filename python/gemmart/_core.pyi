@@ -80,7 +80,7 @@ class Model:
         n_batch: int,
         precise: bool,
         mapped: bool = False,
-        drop_cached: bool = False,
+        cache_bytes: int = 2**64 - 1,
         loading: Loading | None = None,
     ) -> None: ...
     @property

@@ -8,13 +8,10 @@ from gemmart import _core
 from gemmart.engine import LOGIT_BYTES
 from gemmart.errors import DeviceError, InvalidRequest, OutOfMemory
 from gemmart.machine import available_memory, usable_cores
-from gemmart.results import MemoryPlan
+from gemmart.results import SPARE_BYTES, MemoryPlan
 from gemmart.sampling import check_number
 
 log = logging.getLogger("gemmart")
-
-SPARE_BYTES = 512 << 20
-"""What packed weights must leave of the memory, for other programs and the objects of this one, not to be mapped."""
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 
@@ -96,9 +93,9 @@ def make_plan(
         plan = longest_plan(False, SPARE_BYTES)
         if plan.total_bytes + SPARE_BYTES > available and (other := longest_plan(True, 0)).fits:
             log.warning(
-                "weights: %d MiB do not fit into the %d MiB of memory that are available: they stay in the file, which "
-                "is slower",
-                *(round(n / 2**20) for n in (plan.weight_bytes, available)),
+                "weights: they stay in the file, which is slower: %d MiB of memory are available, and with the weights "
+                "in memory (%d MiB) the model would need %d MiB",
+                *(round(n / 2**20) for n in (available, plan.weight_bytes, plan.total_bytes)),
             )
             plan = other
     else:

@@ -180,7 +180,7 @@ class Model:
                         n_batch=plan.batch,
                         precise=self.precise,
                         mapped=plan.mmap,
-                        drop_cached=plan.total_bytes + self.info.file_bytes > plan.available_bytes,
+                        cache_bytes=plan.cache_bytes,
                         loading=status,
                     )
                 )

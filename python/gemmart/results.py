@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SPARE_BYTES = 512 << 20
+"""Memory that is left for other programs and the objects of this one, where there is a choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -105,6 +108,11 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         return self.weight_bytes + self.buffer_bytes + self.kv_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """What may stay of the file in the system's cache."""
+        return max(0, self.available_bytes - self.total_bytes - SPARE_BYTES)
 
     @property
     def fits(self) -> bool:
