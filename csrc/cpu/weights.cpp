@@ -107,7 +107,7 @@ void Weights::map(const std::vector<LoadItem>& items, size_t cache_bytes) {
     }
 }
 
-// The thread that uses the last panels of a stream forgets it and sends for the next one.
+// The thread that uses the last panels of a stream forgets it and sends for another; one more is on its way already.
 void Weights::note_use(const Matrix& w, int n_panels) const {
     const auto stream =
         std::find_if(streams_.begin(), streams_.end(), [&](const Stream& s) { return s.data == w.data; });
@@ -115,7 +115,7 @@ void Weights::note_use(const Matrix& w, int n_panels) const {
     stream->n_used = 0;
     mapping_->forget(stream->tensor->offset, stream->tensor->n_bytes);
     file_.drop_cached(stream->tensor->offset, stream->tensor->n_bytes);
-    const Stream& next = stream + 1 == streams_.end() ? streams_.front() : stream[1];
+    const Stream& next = streams_[(stream - streams_.begin() + 2) % streams_.size()];
     mapping_->prefetch(next.tensor->offset, next.tensor->n_bytes);
 }
 

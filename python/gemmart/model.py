@@ -207,8 +207,10 @@ class Model:
                 system_style=system_style,
                 strict_roles=strict_roles,
             )
-            while loading.is_alive():
+            is_loading = True
+            while is_loading:
                 loading.join(PROGRESS_SECONDS)
+                is_loading = loading.is_alive()
                 if time.monotonic() - began > SILENT_SECONDS:
                     progress("loading", status.done, status.total)
         except BaseException:
