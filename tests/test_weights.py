@@ -3,11 +3,13 @@ memory, which one is chosen, and what happens while they are loaded."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,23 +213,32 @@ def test_progress_of_a_load(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None
     assert calls[-1] == ("loading", n_bytes, n_bytes)
 
 
-def test_a_load_that_is_cancelled(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tiny("gemma2", "Q4_K")
+def test_a_load_that_is_cancelled(tiny: Tiny) -> None:
     loading = _core.Loading()
     loading.cancel()
+    facts = _core.ModelFacts(str(tiny("gemma2", "Q4_K")))
     with pytest.raises(errors.Cancelled):
-        _core.Model(_core.ModelFacts(str(path)), n_threads=2, n_batch=8, precise=False, loading=loading)
+        _core.Model(facts, n_threads=2, n_batch=8, precise=False, loading=loading)
     assert loading.done == 0 < loading.total
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    cancelled = []
-    monkeypatch.setattr(model_module, "read_vocabulary", interrupt)
-    monkeypatch.setattr(
-        _core, "Loading", type("Seen", (_core.Loading,), {"cancel": lambda self: cancelled.append(self)})
-    )
+def test_ctrl_c_while_weights_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load() ends when the thread that reads has ended: one that goes on while the interpreter ends would abort it."""
+    cancelled, ended = threading.Event(), []
+
+    class Loading(_core.Loading):
+        def cancel(self) -> None:
+            cancelled.set()
+
+    def slow(*_: object, **__: object) -> None:
+        assert cancelled.wait(30)
+        time.sleep(0.2)
+        ended.append(True)
+        raise errors.Cancelled("the load was cancelled")
+
+    monkeypatch.setattr(_core, "Loading", Loading)
+    monkeypatch.setattr(_core, "Model", slow)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        gemmart.load(path)
-    assert len(cancelled) == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "gemmart-load"]
+        gemmart.load(tiny("gemma2", "Q4_K"))
+    assert ended == [True]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from operator import index
 from pathlib import Path
 from types import TracebackType
@@ -167,68 +167,54 @@ class Model:
         self.plan = plan
         self.info = describe(gguf, facts, path)
         self.precise = self.info.dim <= SMALL_DIM if precise is None else precise
-        core: list[_core.Model] = []
-        failure: list[BaseException] = []
         status = _core.Loading()
-
-        def load_weights() -> None:
-            try:
-                core.append(
-                    _core.Model(
-                        facts,
-                        n_threads=plan.threads,
-                        n_batch=plan.batch,
-                        precise=self.precise,
-                        mapped=plan.mmap,
-                        cache_bytes=plan.cache_bytes,
-                        loading=status,
-                    )
-                )
-            except BaseException as error:
-                failure.append(error)
-
         # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
-        loading = threading.Thread(target=load_weights, name="gemmart-load")
-        began = time.monotonic()
-        loading.start()
-        try:
-            vocabulary = read_vocabulary(gguf, str(path))
-            self._tokenizer = Tokenizer(vocabulary)
-            names = [
-                "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
-                for id in (vocabulary.bos, vocabulary.eos)
-            ]
-            self._template = ChatTemplate.for_model(
-                template if template is not None else self.info.chat_template,
-                self.info.family,
-                bos=names[0],
-                eos=names[1],
-                control=self._tokenizer.control_texts,
-                system_style=system_style,
-                strict_roles=strict_roles,
+        with ThreadPoolExecutor(1, "gemmart-load") as thread:
+            began = time.monotonic()
+            loading = thread.submit(
+                _core.Model,
+                facts,
+                n_threads=plan.threads,
+                n_batch=plan.batch,
+                precise=self.precise,
+                mapped=plan.mmap,
+                cache_bytes=plan.cache_bytes,
+                loading=status,
             )
-            is_loading = True
-            while is_loading:
-                loading.join(PROGRESS_SECONDS)
-                is_loading = loading.is_alive()
-                if time.monotonic() - began > SILENT_SECONDS:
-                    progress("loading", status.done, status.total)
-        except BaseException:
-            status.cancel()
-            raise
-        finally:
-            loading.join()
-        if failure:
-            raise failure[0]
+            try:
+                vocabulary = read_vocabulary(gguf, str(path))
+                self._tokenizer = Tokenizer(vocabulary)
+                names = [
+                    "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
+                    for id in (vocabulary.bos, vocabulary.eos)
+                ]
+                self._template = ChatTemplate.for_model(
+                    template if template is not None else self.info.chat_template,
+                    self.info.family,
+                    bos=names[0],
+                    eos=names[1],
+                    control=self._tokenizer.control_texts,
+                    system_style=system_style,
+                    strict_roles=strict_roles,
+                )
+                is_loading = True
+                while is_loading:
+                    is_loading = bool(wait([loading], PROGRESS_SECONDS).not_done)
+                    if time.monotonic() - began > SILENT_SECONDS:
+                        progress("loading", status.done, status.total)
+            except BaseException:
+                status.cancel()
+                raise
+        core = loading.result()
         self.default_sampling = default_sampling(self.info.family, general_sampling(gguf))
         context = _core.Context(
-            core[0], n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type
+            core, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type
         )
         window = max((layer["window"] for layer in facts.info()["layers"]), default=0)
         self._engine = Engine(context, self._tokenizer, n_ctx=plan.ctx, n_batch=plan.batch, window=window)
         # For who forgets close(): a thread that computes while the interpreter ends would abort the process.
         weakref.finalize(self, self._engine.close)
-        self.isa = core[0].isa
+        self.isa = core.isa
 
     @property
     def ctx(self) -> int:
