@@ -10,7 +10,7 @@ namespace gemmart::cpu {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr size_t kPiece = 2 << 20;  // bytes of the file that a thread reads and packs at a time
+constexpr size_t kPiece = 512 << 10;  // bytes of the file that a thread reads and packs at a time
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
