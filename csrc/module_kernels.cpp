@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "cpu/activations.h"
 #include "cpu/bandwidth.h"
 #include "cpu/kernel_bench.h"
 #include "cpu/kernels.h"
@@ -43,30 +44,11 @@ const FormatInfo& format_named(const std::string& name) {
 }
 
 // Activations of x [n_tokens, n_cols], packed by one ISA's kernels.
-struct Packed {
-    std::vector<int8_t> q;
-    std::vector<float> d, ds32, ds16, x;
-    std::vector<int32_t> s32, s16;
-    Activations view;
-
-    Packed(const Kernels& kernels, const Floats& in) {
-        check<std::invalid_argument>(in.ndim() == 2 && in.shape(1) % kGroup == 0,
-                                     "x must be [n_tokens, n_cols], n_cols a multiple of ", kGroup);
-        const int n_tokens = static_cast<int>(in.shape(0)), n_cols = static_cast<int>(in.shape(1));
-        const size_t n = in.size();
-        q.resize(n), x.resize(n), d.resize(n / 32), ds32.resize(n / 32), ds16.resize(n / 16);
-        s32.resize(n / 32), s16.resize(n / 16);
-        view = {n_tokens, n_cols, {q.data(), d.data(), ds32.data(), ds16.data(), s32.data(), s16.data(), x.data()}};
-        for (int c = 0, w; c < n_tokens; c += w) {
-            w = column_group_width(n_tokens - c);
-            const float* rows[kMaxWidth];
-            for (int i = 0; i < w; ++i) rows[i] = in.data(c + i, 0);
-            const ActivationArrays to = arrays_at(view.data, static_cast<size_t>(c) * n_cols);
-            kernels.quantize(rows, w, n_cols, to);
-            kernels.interleave(rows, w, n_cols, to.x);
-        }
-    }
-};
+OwnedActivations pack(const Kernels& kernels, const Floats& x) {
+    check<std::invalid_argument>(x.ndim() == 2 && x.shape(1) % kGroup == 0,
+                                 "x must be [n_tokens, n_cols], n_cols a multiple of ", kGroup);
+    return {kernels, static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)), [&](int i) { return x.data(i, 0); }};
+}
 
 // Rows of a format, packed into panels where the format has a packed layout and `packed` asks for it.
 struct Weights {
@@ -101,7 +83,7 @@ struct Weights {
 Floats matmul(const std::string& isa, const std::string& format, const Raw& weights, const Floats& x, bool packed,
               std::vector<int> panels) {
     const Kernels& kernels = kernels_for(isa);
-    Packed activations(kernels, x);
+    const OwnedActivations activations = pack(kernels, x);
     Weights w(format_named(format), weights, activations.view.n_cols, packed);
     const int n_panels = (w.view.n_rows + kPanel - 1) / kPanel;
     if (panels.empty()) panels = {0, n_panels};
@@ -122,7 +104,7 @@ Floats matmul(const std::string& isa, const std::string& format, const Raw& weig
 }
 
 py::dict quantize(const std::string& isa, const Floats& x) {
-    Packed packed(kernels_for(isa), x);
+    const OwnedActivations packed = pack(kernels_for(isa), x);
     const int n_tokens = packed.view.n_tokens, n_cols = packed.view.n_cols;
     // Back to one row a token.
     auto rows = [&](const auto& from, int elements, int unit) {

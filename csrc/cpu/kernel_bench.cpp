@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "cpu/activations.h"
 #include "error.h"
 
 namespace gemmart::cpu {
@@ -62,19 +63,9 @@ double KernelBench::best_of_passes(const std::function<void(int)>& work) {
 KernelTime KernelBench::matmul(DType dtype, int n_tokens) {
     check<std::invalid_argument>(n_tokens >= 1 && n_tokens <= 4096, "n_tokens is ", n_tokens, ", expected 1 to 4096");
     const size_t n = static_cast<size_t>(n_tokens) * kColumns;
-    std::vector<float> row(kColumns), x(n), d(n / 32), ds32(n / 32), ds16(n / 16);
-    std::vector<int8_t> q(n);
+    std::vector<float> row(kColumns);
     for (int i = 0; i < kColumns; ++i) row[i] = static_cast<float>(i % 37 - 18) / 7;
-    const float* columns[kMaxWidth];
-    std::fill_n(columns, kMaxWidth, row.data());
-    for (int c = 0, w; c < n_tokens; c += w) {
-        w = column_group_width(n_tokens - c);
-        const size_t at = static_cast<size_t>(c) * kColumns;
-        kernels_.quantize(columns, w, kColumns, q.data() + at, d.data() + at / 32, ds32.data() + at / 32,
-                          ds16.data() + at / 16);
-        kernels_.interleave(columns, w, kColumns, x.data() + at);
-    }
-    const Activations activations{n_tokens, kColumns, q.data(), d.data(), ds32.data(), ds16.data(), x.data()};
+    const OwnedActivations activations(kernels_, n_tokens, kColumns, [&](int) { return row.data(); });
 
     const size_t panel = panel_bytes(dtype, kColumns), row_size = row_bytes(format_of(dtype), kColumns);
     const size_t panel_size = panel ? panel : kPanel * row_size;
@@ -85,7 +76,7 @@ KernelTime KernelBench::matmul(DType dtype, int n_tokens) {
         const int grain = n_tokens > kMaxWidth ? 8 : 1, n_items = (n_panels + grain - 1) / grain;
         return [=, this, &activations, &out](int thread) {
             pool_.each(n_items, [&](int i) {
-                kernels_.matmul(w, activations, i * grain, std::min(n_panels, (i + 1) * grain), out.data(), w.n_rows,
+                kernels_.matmul(w, activations.view, i * grain, std::min(n_panels, (i + 1) * grain), out.data(), w.n_rows,
                                 scratch_[thread]);
             });
         };
@@ -110,18 +101,17 @@ KernelTime KernelBench::attention(KvType type, int n_tokens) {
     std::vector<const float*> queries(n_rows, query.data());
     std::vector<int> positions(n_rows);
     for (int i = 0; i < n_rows; ++i) positions[i] = n_positions - n_tokens + i / kRowsAToken;
-    std::vector<float> results(static_cast<size_t>(pool_.size()) * n_rows * kHeadDim);
+    const size_t size = partial_size(kHeadDim);
+    std::vector<float> results(pool_.size() * n_rows * size);
     const auto pass_over = [&](int heads) {
         return [&, heads](int thread) {
-            std::vector<float*> outputs(n_rows);
-            for (int i = 0; i < n_rows; ++i)
-                outputs[i] = results.data() + (static_cast<size_t>(thread) * n_rows + i) * kHeadDim;
+            float* partials = results.data() + thread * n_rows * size;
             std::vector<const std::byte*> pages(n_pages);
             pool_.each(heads, [&](int head) {
                 for (size_t page = 0; page < n_pages; ++page)
                     pages[page] = bytes_ + (head * n_pages + page) * layout.n_bytes;
-                kernels_.attention({type, layout, kHeadDim, n_rows, queries.data(), outputs.data(), positions.data(), 0,
-                                    50, pages.data()},
+                kernels_.attention({type, layout, kHeadDim, n_rows, queries.data(), positions.data(), 0, 50,
+                                    pages.data(), 0, (n_positions + kRange - 1) / kRange, partials, size},
                                    scratch_[thread]);
             });
         };
@@ -136,15 +126,14 @@ KernelTime KernelBench::attention(KvType type, int n_tokens) {
 
 std::vector<std::pair<std::string, double>> KernelBench::vectors() {
     constexpr int kNumbers = 4096, kRounds = 512, kHeadDim = 256;
-    std::vector<float> x(kNumbers), y(kNumbers, 0.5f), out(kNumbers), d(kNumbers / 32), ds32(kNumbers / 32),
-        ds16(kNumbers / 16);
-    std::vector<int8_t> q(kNumbers);
+    std::vector<float> x(kNumbers), y(kNumbers, 0.5f), out(kNumbers);
     for (int i = 0; i < kNumbers; ++i) x[i] = static_cast<float>(i % 41 - 20) / 8;
     const float* column = x.data();
     const Kernels& k = kernels_;
+    const OwnedActivations packed(k, 1, kNumbers, [&](int) { return column; });
     volatile double seen = 0;  // of the kernels that only return
     const std::pair<const char*, std::function<void()>> all[] = {
-        {"quantize", [&] { k.quantize(&column, 1, kNumbers, q.data(), d.data(), ds32.data(), ds16.data()); }},
+        {"quantize", [&] { k.quantize(&column, 1, kNumbers, packed.view.data); }},
         {"rms_norm", [&] { k.rms_norm(x.data(), y.data(), kNumbers, 1e-6f, out.data()); }},
         {"add", [&] { k.add(out.data(), y.data(), kNumbers); }},
         {"scale", [&] { k.scale(out.data(), 1, kNumbers); }},

@@ -61,10 +61,28 @@ class ModelFacts:
     def info(self) -> dict[str, Any]: ...
     def memory_need(
         self, *, n_threads: int, n_batch: int, n_kv_tokens: int, n_sequences: int, kv_type: str
-    ) -> dict[str, int]: ...  # weights, buffers, kv
+    ) -> dict[str, int]: ...  # packed_weights, mapped_weights, buffers, kv
+
+class Loading:
+    def __init__(self) -> None: ...
+    @property
+    def done(self) -> int: ...  # bytes
+    @property
+    def total(self) -> int: ...
+    def cancel(self) -> None: ...
 
 class Model:
-    def __init__(self, facts: ModelFacts, *, n_threads: int, n_batch: int, precise: bool) -> None: ...
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        n_threads: int,
+        n_batch: int,
+        precise: bool,
+        mapped: bool = False,
+        cache_bytes: int = 2**64 - 1,
+        loading: Loading | None = None,
+    ) -> None: ...
     @property
     def isa(self) -> str: ...
     def time_phases(self, on: bool) -> None: ...

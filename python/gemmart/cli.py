@@ -107,6 +107,10 @@ memory_options = options(
         {"type": AT_LEAST_1, "metavar": "N", "default": 512, "help": "Tokens of a prompt read at once; default 512."},
     ),
     (("--kv-type",), {"default": "f16", "metavar": "TYPE", "help": "Keys and values: f16 (default), bf16, f32, q8_0."}),
+    (
+        ("--mmap/--no-mmap",),
+        {"default": None, "help": "Weights stay in the file, or are packed in memory; default: in memory if they fit."},
+    ),
 )
 precise_options = options(
     "Computing",
@@ -397,6 +401,7 @@ def _load(ref: str | None, given: dict[str, Any], messages: Messages, **more: An
             threads=given["threads"],
             batch=given["batch"],
             kv_type=given["kv_type"],
+            mmap=given["mmap"],
             precise=given["precise"],
             offline=given["offline"],
             progress=progress,
@@ -453,6 +458,7 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
             batch=given["batch"],
             threads=given["threads"],
             kv_type=given["kv_type"],
+            mmap=given["mmap"],
             offline=given["offline"],
             progress=progress,
             notice=messages.warn,
@@ -460,11 +466,12 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
     if given["as_json"]:
         _print_json(asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
         return 0
+    weights = f"{mib(found.mapped_bytes)} mapped, in the file" if found.mmap else "packed"
     kv = f"{found.kv_type}, {found.ctx} tokens, sequences: {found.parallel}"
     print(
         table(
             [
-                ("weights", mib(found.weight_bytes)),
+                ("weights", f"{mib(found.weight_bytes)} ({weights})"),
                 ("keys and values", f"{mib(found.kv_bytes)} ({kv})"),
                 ("buffers", f"{mib(found.buffer_bytes)} (batch {found.batch}, threads: {found.threads})"),
                 ("total", mib(found.total_bytes)),
@@ -510,7 +517,7 @@ def bench(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: Any)
             found = (model_bench.phases if phases else model_bench.measure)(
                 _only_model(arguments, given),
                 **{name: given[name] for name in ("prompt", "decode", "repeat", "threads", "batch")},
-                **{name: given[name] for name in ("kv_type", "precise", "offline")},
+                **{name: given[name] for name in ("kv_type", "mmap", "precise", "offline")},
                 progress=progress,
                 notice=messages.warn,
             )
