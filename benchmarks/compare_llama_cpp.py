@@ -112,8 +112,7 @@ def agreement(ours: np.ndarray, theirs: np.ndarray, chosen: list[Any], others: l
 
 
 def same_logits(found: dict[str, Any]) -> bool:
-    """Whether both sides' logits agree in most rounds, or were not compared. One prompt may differ: where the attention
-    of random weights is undecided, a rounding decides it."""
+    """Whether both sides' logits agree in most rounds, or were not compared."""
     return "logits" not in found or found["logits"]["correlation"]["median"] >= SAME_LOGITS
 
 
@@ -420,9 +419,9 @@ def as_text(found: dict[str, Any]) -> str:
     if logits := found.get("logits"):
         correlation, same = logits["correlation"], logits["same_choices"]
         lines.append(
-            f"  logits {'agree' if same_logits(found) else 'DIFFER'}: correlation {correlation['median']:.4f}, worst round "
-            f"{correlation['min']:.4f}; {100 * same['median']:.0f} % of the greedy choices are the same, worst "
-            f"{100 * same['min']:.0f} %"
+            f"  logits {'agree' if same_logits(found) else 'DIFFER'}: correlation {correlation['median']:.4f} "
+            f"(worst round {correlation['min']:.4f}), {100 * same['median']:.0f} % of the greedy choices are the same "
+            f"(worst round {100 * same['min']:.0f} %)"
         )
     return "\n".join(lines)
 
