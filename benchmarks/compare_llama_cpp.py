@@ -112,7 +112,10 @@ def agreement(ours: np.ndarray, theirs: np.ndarray, chosen: list[Any], others: l
 
 
 def same_logits(found: dict[str, Any]) -> bool:
-    """Whether both sides' logits agree in most rounds, or were not compared."""
+    """Whether both sides' logits agree in most rounds, or were not compared.
+
+    Not in all: on one of six random prompts of a synthetic 2B, llama.cpp's logits correlated 0.07 with a float64
+    computation, gemmart's 0.9999."""
     return "logits" not in found or found["logits"]["correlation"]["median"] >= SAME_LOGITS
 
 
