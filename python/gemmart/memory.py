@@ -26,9 +26,16 @@ def check_device(gpu: str, ngl: str | int, device: str | None) -> None:
 
 
 def make_plan(
-    facts: _core.ModelFacts, *, ctx: int | None, parallel: int, batch: int, threads: int | None, kv_type: str
+    facts: _core.ModelFacts,
+    *,
+    draft: _core.ModelFacts | None,
+    ctx: int | None,
+    parallel: int,
+    batch: int,
+    threads: int | None,
+    kv_type: str,
 ) -> MemoryPlan:
-    """The plan for a model file with these options.
+    """The plan for a model file, and that of a draft model, with these options.
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
     with a warning. Raises InvalidRequest naming the option."""
@@ -51,8 +58,13 @@ def make_plan(
     def plan_for(n_ctx: int) -> MemoryPlan:
         if n_ctx * parallel >= 2**31:
             raise InvalidRequest(f"ctx × parallel: {n_ctx} × {parallel} tokens are more than 2^31 - 1")
-        need = facts.memory_need(
-            n_threads=n_threads, n_batch=batch, n_kv_tokens=n_ctx * parallel, n_sequences=parallel, kv_type=kv_type
+        need, draft_need = (
+            model.memory_need(
+                n_threads=n_threads, n_batch=batch, n_kv_tokens=n_ctx * parallel, n_sequences=parallel, kv_type=kv_type
+            )
+            if model
+            else {}
+            for model in (facts, draft)
         )
         return MemoryPlan(
             ctx=n_ctx,
@@ -63,6 +75,7 @@ def make_plan(
             weight_bytes=need["weights"],
             buffer_bytes=need["buffers"],
             kv_bytes=need["kv"],
+            draft_bytes=sum(draft_need.values()),
             available_bytes=available,
         )
 
@@ -78,11 +91,10 @@ def make_plan(
 def check_fits(plan: MemoryPlan, path: str) -> None:
     """Raises OutOfMemory with the numbers where the plan does not fit."""
     if not plan.fits:
-        mib = [
-            round(n / 2**20)
-            for n in (plan.total_bytes, plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.available_bytes)
-        ]
+        sizes = (plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.draft_bytes, plan.available_bytes)
+        mib = [round(n / 2**20) for n in (plan.total_bytes, *sizes)]
+        draft = f", draft model {mib[4]}" if plan.draft_bytes else ""
         raise OutOfMemory(
-            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), "
-            f"but {mib[4]} MiB are available; choose a smaller ctx, kv_type='q8_0', or a smaller file"
+            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}"
+            f"{draft}), but {mib[5]} MiB are available; choose a smaller ctx, kv_type='q8_0', or a smaller file"
         )
