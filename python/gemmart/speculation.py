@@ -127,7 +127,7 @@ class Draft:
         if n < 1:
             return []
         self._forget(tokens)
-        if len(tokens) - len(self._read) > MAX_DRAFT:  # a prompt: a part of it at each step
+        if len(tokens) - len(self._read) > min(MAX_DRAFT, self._n_batch):  # a prompt: a part of it at each step
             self._forward(tokens[len(self._read) : -1][: self._n_batch])
             return []
         guess: list[int] = []
