@@ -373,7 +373,7 @@ def test_a_draft_forgets_what_was_wrong(tiny: Tiny, rng: np.random.Generator) ->
         for _ in guess:
             expected.append(int(np.argmax(logits_alone(fresh, tokens + expected)[-1])))
         assert guess == expected
-        tokens += [*guess[: rng.integers(0, n + 1)], int(rng.integers(N_VOCAB))]
+        tokens += [*guess[: rng.integers(0, n + 1)], *rng.integers(0, N_VOCAB, rng.integers(1, 4)).tolist()]
     assert sum(lengths) > 30
     draft.close()
     assert context.kv.stats()["n_sequences"] == 0
