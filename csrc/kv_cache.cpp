@@ -118,9 +118,11 @@ KvHeadLayout kv_head_layout(KvType type, int head_dim) {
     bool q8 = type == KvType::Q8_0;
     check<std::invalid_argument>(head_dim > 0 && (!q8 || head_dim % 32 == 0), "head_dim is ", head_dim,
                                  q8 ? ", a q8_0 KV cache needs a multiple of 32" : ", expected at least 1");
-    size_t matrix = static_cast<size_t>(head_dim) * kPageTokens * (q8 ? 1 : type == KvType::F32 ? 4 : 2);
-    size_t scales = q8 ? static_cast<size_t>(head_dim) / 32 * kPageTokens * sizeof(float) : 0;
-    return {0, matrix, matrix + scales, matrix + scales + matrix, 2 * (matrix + scales)};
+    const size_t element = q8 ? 1 : type == KvType::F32 ? 4 : 2;
+    const size_t n_blocks = (static_cast<size_t>(head_dim) + 31) / 32;
+    const size_t keys = head_dim * kPageTokens * element, values = n_blocks * 32 * kPageTokens * element;
+    const size_t scales = q8 ? n_blocks * kPageTokens * sizeof(float) : 0;
+    return {0, keys, keys + scales, keys + scales + values, keys + values + 2 * scales};
 }
 
 struct KvCache::Impl {

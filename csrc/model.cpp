@@ -15,12 +15,6 @@ std::vector<KvLayer> kv_layers(const Config& config) {
     return layers;
 }
 
-bool all_finite(const float* x, int n) {
-    float sum = 0;  // x · 0 is 0, or NaN for a NaN or an infinity
-    for (int i = 0; i < n; ++i) sum += x[i] * 0.f;
-    return sum == 0;
-}
-
 }  // namespace
 
 ModelFacts::ModelFacts(const std::string& path, uint64_t offset, uint64_t length)
@@ -41,6 +35,16 @@ Model::Model(ModelFacts facts, int n_threads, int n_batch, bool precise)
     : facts_(std::move(facts)),
       n_batch_(n_batch),
       executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch, precise) {}
+
+void Model::time_phases(bool on) {
+    std::lock_guard lock(mutex_);
+    executor_.phases().set(on);
+}
+
+std::vector<cpu::PhaseTime> Model::phase_times() {
+    std::lock_guard lock(mutex_);
+    return executor_.phases().times();
+}
 
 Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type)
     : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}
@@ -85,14 +89,24 @@ std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<co
     }
     n_outputs_ = static_cast<int>(outputs.size());
     std::vector<bool> finite;
-    for (int i = 0; i < n_outputs_; ++i) finite.push_back(all_finite(logits(i), n_vocab()));
+    for (int i = 0; i < n_outputs_; ++i) finite.push_back(model_->kernels().all_finite(logits(i), n_vocab()));
     return finite;
 }
 
-const float* Context::logits(int output) const {
+void Context::check_output(int output) const {
     check<std::invalid_argument>(output >= 0 && output < n_outputs_, "output ", output, " is outside [0, ", n_outputs_,
                                  ")");
+}
+
+const float* Context::logits(int output) const {
+    check_output(output);
     return logits_.data() + static_cast<size_t>(output) * n_vocab();
+}
+
+Candidates Context::select(int output, int k, const Adjustments& adjust) {
+    check_output(output);
+    float* row = logits_.data() + static_cast<size_t>(output) * n_vocab();
+    return gemmart::select({row, static_cast<size_t>(n_vocab())}, k, adjust, model_->kernels());
 }
 
 }  // namespace gemmart

@@ -10,6 +10,7 @@
 #include "gguf.h"
 #include "kv_cache.h"
 #include "model_tensors.h"
+#include "select.h"
 
 namespace gemmart {
 
@@ -35,8 +36,12 @@ class Model {
   public:
     Model(ModelFacts facts, int n_threads, int n_batch, bool precise);
     const ModelFacts& facts() const { return facts_; }
-    const char* isa() const { return executor_.isa(); }
+    const cpu::Kernels& kernels() const { return executor_.kernels(); }
     int n_batch() const { return n_batch_; }
+
+    // Measures from now on, anew, where the time of each forward goes; or no more.
+    void time_phases(bool on);
+    std::vector<cpu::PhaseTime> phase_times();
 
   private:
     friend class Context;
@@ -65,10 +70,15 @@ class Context {
     int n_outputs() const { return n_outputs_; }
     int n_vocab() const { return model_->facts().config.n_vocab; }
     const float* logits(int output) const;
+    // The k best of a row of them after bias and penalties, which are not seen in the row itself. Throws
+    // std::invalid_argument.
+    Candidates select(int output, int k, const Adjustments& adjust);
 
     KvCache& kv() { return kv_; }
 
   private:
+    void check_output(int output) const;
+
     std::shared_ptr<Model> model_;
     KvCache kv_;
     std::vector<float> logits_;

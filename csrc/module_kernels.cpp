@@ -11,6 +11,7 @@
 
 #include "cpu/bandwidth.h"
 #include "cpu/kernels.h"
+#include "cpu/peak.h"
 #include "error.h"
 #include "module.h"
 
@@ -44,6 +45,7 @@ const FormatInfo& format_named(const std::string& name) {
 struct Packed {
     std::vector<int8_t> q;
     std::vector<float> d, ds32, ds16, x;
+    std::vector<int32_t> s32, s16;
     Activations view;
 
     Packed(const Kernels& kernels, const Floats& in) {
@@ -52,16 +54,16 @@ struct Packed {
         const int n_tokens = static_cast<int>(in.shape(0)), n_cols = static_cast<int>(in.shape(1));
         const size_t n = in.size();
         q.resize(n), x.resize(n), d.resize(n / 32), ds32.resize(n / 32), ds16.resize(n / 16);
+        s32.resize(n / 32), s16.resize(n / 16);
+        view = {n_tokens, n_cols, {q.data(), d.data(), ds32.data(), ds16.data(), s32.data(), s16.data(), x.data()}};
         for (int c = 0, w; c < n_tokens; c += w) {
             w = column_group_width(n_tokens - c);
             const float* rows[kMaxWidth];
             for (int i = 0; i < w; ++i) rows[i] = in.data(c + i, 0);
-            const size_t at = static_cast<size_t>(c) * n_cols;
-            kernels.quantize(rows, w, n_cols, q.data() + at, d.data() + at / 32, ds32.data() + at / 32,
-                             ds16.data() + at / 16);
-            kernels.interleave(rows, w, n_cols, x.data() + at);
+            const ActivationArrays to = arrays_at(view.data, static_cast<size_t>(c) * n_cols);
+            kernels.quantize(rows, w, n_cols, to);
+            kernels.interleave(rows, w, n_cols, to.x);
         }
-        view = {n_tokens, n_cols, q.data(), d.data(), ds32.data(), ds16.data(), x.data()};
     }
 };
 
@@ -135,10 +137,12 @@ py::dict quantize(const std::string& isa, const Floats& x) {
         return out;
     };
     py::dict out;
-    out["q"] = rows(packed.q, n_cols, 4);
+    out["q"] = rows(packed.q, n_cols, kGroup);
     out["d"] = rows(packed.d, n_cols / 32, 1);
     out["ds32"] = rows(packed.ds32, n_cols / 32, 1);
     out["ds16"] = rows(packed.ds16, n_cols / 16, 1);
+    out["s32"] = rows(packed.s32, n_cols / 32, 1);
+    out["s16"] = rows(packed.s16, n_cols / 16, 1);
     out["x"] = rows(packed.x, n_cols, 1);
     return out;
 }
@@ -151,13 +155,15 @@ class GuardedRows {
     float* row(size_t i) { return rows_.data() + i * (n_ + kRedZone); }
     // The rows in an array of this shape; throws where a kernel wrote beside them.
     Floats result(std::vector<py::ssize_t> shape) {
+        check_red_zones();
         Floats out(std::move(shape));
-        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i) {
+        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i) std::copy_n(row(i), n_, out.mutable_data() + i * n_);
+        return out;
+    }
+    void check_red_zones() {
+        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i)
             for (size_t k = n_; k < n_ + kRedZone; ++k)
                 check<std::logic_error>(std::isnan(row(i)[k]), "the kernel wrote ", k - n_, " numbers beyond row ", i);
-            std::copy_n(row(i), n_, out.mutable_data() + i * n_);
-        }
-        return out;
     }
 
   private:
@@ -190,7 +196,7 @@ KvType kv_type_named(const std::string& name) {
 
 // Stores keys and values [n_pos, head_dim], then attends with queries [n_rows, head_dim] at `positions` [n_rows].
 Floats attention(const std::string& isa, const std::string& kv_type, const Floats& keys, const Floats& values,
-                 const Floats& queries, const std::vector<int>& positions, int window, float softcap) {
+                 const Floats& queries, const std::vector<int>& positions, int window, float softcap, bool split) {
     const Kernels& kernels = kernels_for(isa);
     check<std::invalid_argument>(keys.ndim() == 2 && values.ndim() == 2 && queries.ndim() == 2,
                                  "keys, values and queries must be [n, head_dim]");
@@ -207,24 +213,29 @@ Floats attention(const std::string& isa, const std::string& kv_type, const Float
     for (int p = 0; p < n_pos; ++p)
         kernels.store_kv(type, layout, head_dim, keys.data(p, 0), values.data(p, 0), p % kPageTokens,
                          cache.get() + p / kPageTokens * layout.n_bytes);
-    GuardedRows out(n_rows, head_dim);
-    std::vector<const float*> from(n_rows);
-    std::vector<float*> to(n_rows);
+    std::vector<const float*> rows(n_rows);
     std::vector<const std::byte*> pages(n_pages, nullptr);  // those that no row sees stay null
     for (int r = 0; r < n_rows; ++r) {
         const int last = positions[r];
         check<std::invalid_argument>(last >= 0 && last < n_pos, "position ", last, " is not stored");
-        from[r] = queries.data(r, 0);
-        to[r] = out.row(r);
+        rows[r] = queries.data(r, 0);
         for (int i = (window && last >= window ? last - window + 1 : 0) / kPageTokens; i <= last / kPageTokens; ++i)
             pages[i] = cache.get() + i * layout.n_bytes;
     }
+    const int n_ranges = (n_pos + kRange - 1) / kRange, n_partials = split ? n_ranges : 1, size = partial_size(head_dim);
+    GuardedRows partials(n_rows, static_cast<size_t>(n_partials) * size), out(n_rows, head_dim);
     {
         py::gil_scoped_release release;
-        kernels.attention(
-            {type, layout, head_dim, n_rows, from.data(), to.data(), positions.data(), window, softcap, pages.data()},
-            scratch.get());
+        for (int i = 0; i < n_partials; ++i)
+            for (int r = 0; r < n_rows; r += kMaxAttentionRows)
+                kernels.attention({type, layout, head_dim, std::min(kMaxAttentionRows, n_rows - r), rows.data() + r,
+                                   positions.data() + r, window, softcap, pages.data(), split ? i : 0,
+                                   split ? i + 1 : n_ranges, partials.row(r) + static_cast<size_t>(i) * size,
+                                   static_cast<size_t>(partials.row(1) - partials.row(0))},
+                                  scratch.get());
+        for (int r = 0; r < n_rows; ++r) kernels.merge(partials.row(r), n_partials, head_dim, out.row(r));
     }
+    partials.check_red_zones();
     return out.result(shape_of(queries));
 }
 
@@ -249,6 +260,16 @@ void register_kernels(py::module_& parent) {
           py::call_guard<py::gil_scoped_release>(),
           "Bytes a second at which n_threads threads read n_bytes from huge pages: the best of several passes.");
     m.def(
+        "multiply_peak",
+        [](const std::string& isa, const std::string& numbers, int n_threads) {
+            check<std::invalid_argument>(numbers == "int8" || numbers == "float", "numbers must be int8 or float, not ",
+                                         numbers);
+            return multiply_peak(kernels_for(isa), numbers == "int8", n_threads);
+        },
+        py::arg("isa"), py::arg("numbers"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>(),
+        "Multiplications a second that n_threads threads reach with the ISA's own instructions on numbers in "
+        "registers, int8 or float: the best of several passes.");
+    m.def(
         "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
         py::arg("format"), "Whether the format has a packed layout.");
     m.def("matmul", matmul, py::arg("isa"), py::arg("format"), py::arg("weights"), py::arg("x"), py::kw_only(),
@@ -256,7 +277,7 @@ void register_kernels(py::module_& parent) {
           "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
           "then a red zone of NaN.");
     m.def("quantize", quantize, py::arg("isa"), py::arg("x"),
-          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, x}, a row a token (csrc/cpu/layout.h).");
+          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, s32, s16, x}, a row a token (csrc/cpu/layout.h).");
     m.def(
         "rms_norm",
         [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {
@@ -298,6 +319,25 @@ void register_kernels(py::module_& parent) {
         },
         py::arg("isa"), py::arg("x"), py::arg("cap"));
     m.def(
+        "all_finite",
+        [](const std::string& isa, const Floats& x) {
+            return kernels_for(isa).all_finite(x.data(), static_cast<int>(x.size()));
+        },
+        py::arg("isa"), py::arg("x"));
+    m.def(
+        "find_above",
+        [](const std::string& isa, const Floats& x, int begin, float limit) {
+            check<std::invalid_argument>(begin >= 0, "begin is ", begin, ", expected at least 0");
+            return kernels_for(isa).find_above(x.data(), begin, static_cast<int>(x.size()), limit);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("begin"), py::arg("limit"));
+    m.def(
+        "sum_exp",
+        [](const std::string& isa, const Floats& x, float from) {
+            return kernels_for(isa).sum_exp(x.data(), static_cast<int>(x.size()), from);
+        },
+        py::arg("isa"), py::arg("x"), py::arg("from_"));
+    m.def(
         "rope",
         [](const std::string& isa, const Floats& x, const Floats& cosines, const Floats& sines, bool neox) {
             const int n = static_cast<int>(x.size());
@@ -310,8 +350,9 @@ void register_kernels(py::module_& parent) {
         py::arg("isa"), py::arg("x"), py::arg("cosines"), py::arg("sines"), py::arg("neox"));
     m.def("attention", attention, py::arg("isa"), py::arg("kv_type"), py::arg("keys"), py::arg("values"),
           py::arg("queries"), py::arg("positions"), py::kw_only(), py::arg("window") = 0, py::arg("softcap") = 0.f,
+          py::arg("split") = false,
           "Stores keys and values [n_pos, head_dim] in pages, attends with queries [n_rows, head_dim] -> [n_rows, "
-          "head_dim].");
+          "head_dim]. split: each range of positions by itself, then merged.");
 }
 
 }  // namespace gemmart

@@ -6,7 +6,6 @@
 #include "error.h"
 #include "model.h"
 #include "module.h"
-#include "select.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -59,8 +58,8 @@ Floats all_rows(const Context& context) {
     return out;
 }
 
-py::tuple select_row(const Context& context, int output, int k, const Ids& bias_ids, const Floats& bias,
-                     const Ids& recent, float repeat_penalty, float presence_penalty, float frequency_penalty) {
+py::tuple select_row(Context& context, int output, int k, const Ids& bias_ids, const Floats& bias, const Ids& recent,
+                     float repeat_penalty, float presence_penalty, float frequency_penalty) {
     check<std::invalid_argument>(bias_ids.size() == bias.size(), "bias_ids has ", bias_ids.size(), " elements, bias ",
                                  bias.size());
     const Adjustments adjust{as_span(bias_ids), as_span(bias),    as_span(recent),
@@ -68,9 +67,7 @@ py::tuple select_row(const Context& context, int output, int k, const Ids& bias_
     Candidates best;
     {
         py::gil_scoped_release release;
-        const float* logits = context.logits(output);
-        std::vector<float> row(logits, logits + context.n_vocab());
-        best = select(row, k, adjust);
+        best = context.select(output, k, adjust);
     }
     return py::make_tuple(Ids(best.ids.size(), best.ids.data()), Floats(best.logits.size(), best.logits.data()),
                           best.logsumexp);
@@ -108,7 +105,22 @@ void register_model(py::module_& m) {
              "Reads and packs the weights; n_batch: most tokens of a forward; precise: activations keep nearly their "
              "float32 precision. Raises OutOfMemory, ModelChanged, "
              "DeviceError.")
-        .def_property_readonly("isa", &Model::isa);
+        .def_property_readonly("isa", [](const Model& model) { return model.kernels().isa; })
+        .def("time_phases", &Model::time_phases, "on"_a, py::call_guard<py::gil_scoped_release>(),
+             "Measures from now on, anew, where the time of each forward goes; or no more.")
+        .def(
+            "phase_times",
+            [](Model& model) {
+                std::vector<cpu::PhaseTime> times;
+                {
+                    py::gil_scoped_release release;
+                    times = model.phase_times();
+                }
+                py::dict out;
+                for (const auto& [name, seconds] : times) out[name] = seconds;
+                return out;
+            },
+            "Seconds by name of phase since time_phases(True), in the order in which they run; empty where it is off.");
 
     py::class_<Context>(
         m, "Context",

@@ -16,18 +16,32 @@ struct Candidate {
 
 bool better(const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
 
-void adjust_row(std::span<float> row, const Adjustments& adjust) {
-    auto at = [&](int32_t id) -> float& {
-        check<std::invalid_argument>(id >= 0 && id < static_cast<int64_t>(row.size()), "token id ", id,
-                                     " is outside [0, ", row.size(), ")");
-        return row[id];
-    };
-    for (size_t i = 0; i < adjust.bias_ids.size(); ++i) at(adjust.bias_ids[i]) += adjust.bias[i];
+// Numbers of a row that are changed; they are put back when it goes.
+class Changes {
+  public:
+    explicit Changes(std::span<float> row) : row_(row) {}
+    ~Changes() {
+        for (auto old = before_.rbegin(); old != before_.rend(); ++old) row_[old->id] = old->logit;
+    }
+    float& at(int32_t id) {
+        check<std::invalid_argument>(id >= 0 && id < static_cast<int64_t>(row_.size()), "token id ", id,
+                                     " is outside [0, ", row_.size(), ")");
+        before_.push_back({row_[id], id});
+        return row_[id];
+    }
+
+  private:
+    std::span<float> row_;
+    std::vector<Candidate> before_;
+};
+
+void apply(const Adjustments& adjust, Changes& row) {
+    for (size_t i = 0; i < adjust.bias_ids.size(); ++i) row.at(adjust.bias_ids[i]) += adjust.bias[i];
     if (adjust.repeat_penalty == 1 && adjust.presence_penalty == 0 && adjust.frequency_penalty == 0) return;
     std::map<int32_t, int> counts;
     for (int32_t id : adjust.recent) ++counts[id];
     for (const auto& [id, count] : counts) {
-        float& logit = at(id);
+        float& logit = row.at(id);
         logit = logit > 0 ? logit / adjust.repeat_penalty : logit * adjust.repeat_penalty;
         logit -= adjust.presence_penalty + adjust.frequency_penalty * static_cast<float>(count);
     }
@@ -35,22 +49,20 @@ void adjust_row(std::span<float> row, const Adjustments& adjust) {
 
 }  // namespace
 
-Candidates select(std::span<float> row, int k, const Adjustments& adjust) {
+Candidates select(std::span<float> row, int k, const Adjustments& adjust, const cpu::Kernels& kernels) {
     const int n = static_cast<int>(row.size());
     check<std::invalid_argument>(k >= 1, "k is ", k, ", expected at least 1");
-    adjust_row(row, adjust);
+    Changes changes(row);
+    apply(adjust, changes);
     k = std::min(k, n);
 
-    // A heap of the k best so far, the worst on top; most logits fall below it.
+    // A heap of the k best so far, the worst on top; most logits fall below it, and an equal one has a higher id.
     std::vector<Candidate> heap;
-    heap.reserve(k);
-    for (int i = 0; i < n; ++i) {
-        if (static_cast<int>(heap.size()) == k) {
-            if (row[i] <= heap.front().logit) continue;  // an equal one has a higher id
-            std::pop_heap(heap.begin(), heap.end(), better);
-            heap.pop_back();
-        }
-        heap.push_back({row[i], i});
+    for (int i = 0; i < k; ++i) heap.push_back({row[i], i});
+    std::make_heap(heap.begin(), heap.end(), better);
+    for (int i = k; (i = kernels.find_above(row.data(), i, n, heap.front().logit)) < n; ++i) {
+        std::pop_heap(heap.begin(), heap.end(), better);
+        heap.back() = {row[i], i};
         std::push_heap(heap.begin(), heap.end(), better);
     }
     std::sort_heap(heap.begin(), heap.end(), better);
@@ -60,9 +72,7 @@ Candidates select(std::span<float> row, int k, const Adjustments& adjust) {
         out.ids.push_back(c.id);
         out.logits.push_back(c.logit);
     }
-    double sum = 0;
-    for (float logit : row) sum += std::exp(logit - out.logits[0]);
-    out.logsumexp = out.logits[0] + std::log(sum);
+    out.logsumexp = out.logits[0] + std::log(kernels.sum_exp(row.data(), n, out.logits[0]));
     return out;
 }
 

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "cpu/kernels.h"
+
 namespace gemmart {
 
 struct Adjustments {
@@ -19,11 +21,11 @@ struct Adjustments {
 struct Candidates {
     std::vector<int32_t> ids;  // by descending logit, ties by ascending id
     std::vector<float> logits;
-    double logsumexp;  // of the whole adjusted row
+    double logsumexp;  // of the whole adjusted row, error <= 1e-5
 };
 
-// Adjusts row [n] in place (bias first, then penalties) and picks its k best. Throws std::invalid_argument for ids
-// outside the row.
-Candidates select(std::span<float> row, int k, const Adjustments& adjust);
+// The k best of a row [n] of finite logits after bias and penalties, in this order. The row is changed meanwhile, and
+// in the end as it was. Throws std::invalid_argument for ids outside the row.
+Candidates select(std::span<float> row, int k, const Adjustments& adjust, const cpu::Kernels& kernels);
 
 }  // namespace gemmart

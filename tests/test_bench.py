@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import program
 from gemmart import _core, bench
-from gemmart.errors import InvalidRequest
+from gemmart.errors import DeviceError, InvalidRequest
 from tiny import write_tiny
 
 
@@ -30,11 +32,49 @@ def test_bench(tmp_path: Path) -> None:
         assert part in text
 
 
+def test_phases(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "m.gguf", "gemma2", "Q4_K")
+    flags = ("--phases", "--prompt", "40", "--decode", "6", "--batch", "16", "--repeat", "2", "--threads", "2")
+    found = json.loads(program.run("bench", model, "--json", *flags, home=tmp_path).stdout)
+    for part in ("prefill_ms_per_token", "decode_ms_per_token"):
+        assert {"embedding", "attention", "down", "head", "select", "rest"} <= set(found[part])
+        assert all(ms > 0 for ms in found[part].values())
+    text = program.run("bench", model, *flags, home=tmp_path).stdout.decode()
+    assert text.count("attention ") >= 2
+    assert text.count("ms a token") == 2
+
+
+def test_phases_are_timed_where_asked(tmp_path: Path) -> None:
+    facts = _core.ModelFacts(str(write_tiny(tmp_path / "m.gguf", "llama")))
+    model = _core.Model(facts, n_threads=2, n_batch=8, precise=False)
+    context = _core.Context(model, n_kv_tokens=64, n_sequences=1, kv_type="f16")
+    sequence = context.kv.new_sequence()
+
+    def forward() -> float:
+        began = time.perf_counter()
+        context.forward(np.array([5], np.int32), [(sequence, 1)], [0])
+        return time.perf_counter() - began
+
+    forward()
+    assert model.phase_times() == {}
+    model.time_phases(True)
+    seconds = forward()
+    first = sum(model.phase_times().values())
+    assert 0 < first < seconds
+    seconds += forward()
+    assert first < sum(model.phase_times().values()) < seconds
+    assert next(iter(model.phase_times())) == "embedding"
+    model.time_phases(False)
+    forward()
+    assert model.phase_times() == {}
+
+
 def test_bench_refuses_what_the_context_cannot_hold(tmp_path: Path) -> None:
     model = write_tiny(tmp_path / "m.gguf", "gemma2", n_ctx=64)
-    done = program.run("bench", model, "--prompt", "64", home=tmp_path)
-    assert done.returncode == 2
-    assert b"--prompt 64" in done.stderr
+    for extra in ((), ("--phases",)):
+        done = program.run("bench", model, "--prompt", "64", *extra, home=tmp_path)
+        assert done.returncode == 2
+        assert b"--prompt 64" in done.stderr
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -57,3 +97,11 @@ def test_read_bandwidth() -> None:
     for n_bytes, n_threads in ((0, 1), (100, 2), (1 << 20, 0), ((1 << 32) + 1, 1)):
         with pytest.raises(InvalidRequest, match="n_"):
             _core.kernels.read_bandwidth(n_bytes, n_threads)
+
+
+@pytest.mark.parametrize("numbers", ["int8", "float"])
+def test_multiply_peak(isa: str, numbers: str) -> None:
+    assert 1e6 < _core.kernels.multiply_peak(isa, numbers, 2) < 1e15
+    for given in ((isa, "int4", 1), (isa, numbers, 0), ("none", numbers, 1)):
+        with pytest.raises((InvalidRequest, DeviceError)):
+            _core.kernels.multiply_peak(*given)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from conftest import Tiny, open_context
+from conftest import ISAS, Tiny, open_context
 from edit import edit
 from gemmart import _core
 from gemmart.errors import InvalidRequest
@@ -15,15 +15,17 @@ from gemmart.sampling import Settings, adjust
 N_VOCAB = 512
 
 
-@pytest.fixture(scope="module")
-def context(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> _core.Context:
-    """Three rows of logits of a model whose token i + 256 has the embedding of token i, so that each logit is there
-    twice."""
+@pytest.fixture(scope="module", params=ISAS)
+def context(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> _core.Context:
+    """Of each instruction set: three rows of logits of a model whose token i + 256 has the embedding of token i, so
+    that each logit is there twice."""
     path = tiny("gemma2", vocabulary=False)
     embedding = next(t.data for t in GGUFReader(path).tensors if t.name == "token_embd.weight").copy()
     embedding[256:] = embedding[:256]
     path = edit(path, tmp_path_factory.mktemp("ties") / "m.gguf", tensors={"token_embd.weight": embedding})
-    context = open_context(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMMART_ISA", request.param)
+        context = open_context(path)
     context.forward(np.array([5, 9, 200], np.int32), [(context.kv.new_sequence(), 3)], [0, 1, 2])
     return context
 
@@ -88,8 +90,14 @@ def test_a_token_can_be_forbidden(context: _core.Context) -> None:
 
 def test_the_row_itself_stays(context: _core.Context) -> None:
     before = context.row(1)
-    context.select(1, 5, bias_ids=np.array([3], np.int32), bias=np.array([9], np.float32))
+    same, wrong = np.array([3, 3, 8], np.int32), np.array([3, 512, 8], np.int32)
+    bias = np.array([9, 0.1, -np.inf], np.float32)
+    context.select(1, 5, bias_ids=same, bias=bias, recent=same, repeat_penalty=1.1)
     np.testing.assert_array_equal(context.row(1), before)
+    for arguments in ({"bias_ids": wrong, "bias": bias}, {"bias_ids": same, "bias": bias, "recent": wrong}):
+        with pytest.raises(InvalidRequest, match="token id 512"):
+            context.select(1, 5, **arguments, repeat_penalty=1.1)
+        np.testing.assert_array_equal(context.row(1), before)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +117,39 @@ def test_refused(context: _core.Context, arguments: dict, message: str) -> None:
     given = {name: np.array(v, dtypes[name]) if name in dtypes else v for name, v in arguments.items()}
     with pytest.raises(InvalidRequest, match=message):
         context.select(given.pop("output", 0), given.pop("k", 1), **given)
+
+
+LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 33, 127, 128, 129, 1000, 4099)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_all_finite(isa: str, rng: np.random.Generator, n: int) -> None:
+    x = (rng.standard_normal(n) * 3e38).clip(-3.4e38, 3.4e38).astype(np.float32)
+    assert _core.kernels.all_finite(isa, x)
+    for at in {0, n // 2, n - 1}:
+        for fault in (np.nan, -np.nan, np.inf, -np.inf):
+            faulty = x.copy()
+            faulty[at] = fault
+            assert not _core.kernels.all_finite(isa, faulty)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_find_above(isa: str, rng: np.random.Generator, n: int) -> None:
+    x = rng.integers(-9, 0, n).astype(np.float32)
+    for limit in (-10, -5, -2, -1, 0):
+        for begin in (0, n // 3, n - 1, n):
+            above = np.flatnonzero(x[begin:] > limit)
+            wanted = begin + above[0] if above.size else n
+            assert _core.kernels.find_above(isa, x, begin, limit) == wanted
+    assert _core.kernels.find_above(isa, np.full(n, -np.inf, np.float32), 0, -np.inf) == n
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_sum_exp(isa: str, rng: np.random.Generator, n: int) -> None:
+    for scale in (0.1, 5, 60):
+        x = (rng.standard_normal(n) * scale).astype(np.float32)
+        x[n // 2] = -np.inf if n > 1 else 0
+        wanted = np.exp(x.astype(np.float64) - x.max()).sum()
+        assert _core.kernels.sum_exp(isa, x, x.max()) == pytest.approx(wanted, rel=1e-6)
+    equal = np.full(n, 12.5, np.float32)
+    assert _core.kernels.sum_exp(isa, equal, 12.5) == n

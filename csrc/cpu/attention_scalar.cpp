@@ -49,6 +49,13 @@ float get(KvType type, const std::byte* base, int index) {
     return 0;
 }
 
+int key_index(KvType type, int component, int slot) {
+    return type == KvType::Q8_0 ? (component / 4 * kPageTokens + slot) * 4 + component % 4
+                                : component * kPageTokens + slot;
+}
+
+int value_index(int component, int slot) { return (component / 32 * kPageTokens + slot) * 32 + component % 32; }
+
 void store_kv_scalar(KvType type, const KvHeadLayout& layout, int head_dim, const float* key, const float* value,
                      int slot, std::byte* part) {
     for (int d0 = 0; d0 < head_dim; d0 += 32) {
@@ -64,12 +71,12 @@ void store_kv_scalar(KvType type, const KvHeadLayout& layout, int head_dim, cons
                 const float scale = max / 127;
                 zero[which] = !std::isnormal(scale);
                 inverse[which] = 127 / max;
-                const int at = which ? slot * (head_dim / 32) + d0 / 32 : d0 / 32 * kPageTokens + slot;
+                const int at = d0 / 32 * kPageTokens + slot;
                 std::memcpy(part + (which ? layout.value_scales : layout.key_scales) + 4 * at, &scale, 4);
             }
         for (int i = d0; i < d0 + n; ++i) {
-            put(type, part + layout.keys, i * kPageTokens + slot, zero[0] ? 0 : key[i] * inverse[0]);
-            put(type, part + layout.values, slot * head_dim + i, zero[1] ? 0 : value[i] * inverse[1]);
+            put(type, part + layout.keys, key_index(type, i, slot), zero[0] ? 0 : key[i] * inverse[0]);
+            put(type, part + layout.values, value_index(i, slot), zero[1] ? 0 : value[i] * inverse[1]);
         }
     }
 }
@@ -80,48 +87,80 @@ float scale_at(const std::byte* base, int index) {
     return value;
 }
 
-void attention_scalar(const AttentionJob& job, std::byte*) {
+// A sum of values whose weights are relative to `max`.
+struct Sum {
+    float* values;  // [head_dim]
+    float max = 0, total = 0;
+};
+
+void add(const float* values, float max, float total, int head_dim, Sum& to) {
+    if (total == 0) return;  // nothing seen
+    const bool is_first = to.total == 0;
+    const float new_max = is_first || max > to.max ? max : to.max;
+    const float before = is_first ? 0 : std::exp(to.max - new_max), added = std::exp(max - new_max);
+    for (int i = 0; i < head_dim; ++i) to.values[i] = (is_first ? 0 : to.values[i] * before) + values[i] * added;
+    to.total = to.total * before + total * added;
+    to.max = new_max;
+}
+
+// Positions [begin, end), all of one range.
+void attend_range(const AttentionJob& job, const float* query, int begin, int end, Sum& sum) {
     const int head_dim = job.head_dim;
     const bool scaled = job.type == KvType::Q8_0;
-    for (int r = 0; r < job.n_rows; ++r) {
-        const int last = job.positions[r];
-        const int first = job.window && last >= job.window ? last - job.window + 1 : 0;
-        const float* query = job.queries[r];
-        float* out = job.outputs[r];
-        float max = -INFINITY, total = 0;
-        for (int i = 0; i < head_dim; ++i) out[i] = 0;
-        for (int page = first / kPageTokens; page <= last / kPageTokens; ++page) {
-            const std::byte* part = job.pages[page];
-            const int begin = page * kPageTokens < first ? first - page * kPageTokens : 0;
-            const int end = (page + 1) * kPageTokens > last + 1 ? last + 1 - page * kPageTokens : kPageTokens;
-            float score[kPageTokens];
-            float page_max = max;
-            for (int slot = begin; slot < end; ++slot) {
-                float sum = 0;
-                for (int i = 0; i < head_dim; ++i) {
-                    float key = get(job.type, part + job.layout.keys, i * kPageTokens + slot);
-                    if (scaled) key *= scale_at(part + job.layout.key_scales, i / 32 * kPageTokens + slot);
-                    sum += query[i] * key;
-                }
-                score[slot] = job.softcap ? job.softcap * std::tanh(sum / job.softcap) : sum;
-                page_max = !(score[slot] <= page_max) ? score[slot] : page_max;
-            }
-            const float shrink = std::exp(max - page_max);
-            for (int i = 0; i < head_dim; ++i) out[i] *= shrink;
-            total *= shrink;
-            max = page_max;
-            for (int slot = begin; slot < end; ++slot) {
-                const float p = std::exp(score[slot] - max);
-                total += p;
-                for (int i = 0; i < head_dim; ++i) {
-                    float value = get(job.type, part + job.layout.values, slot * head_dim + i);
-                    if (scaled) value *= scale_at(part + job.layout.value_scales, slot * (head_dim / 32) + i / 32);
-                    out[i] += p * value;
-                }
-            }
+    float score[kRange];
+    sum.max = -INFINITY, sum.total = 0;
+    for (int p = begin; p < end; ++p) {
+        const std::byte* part = job.pages[p / kPageTokens];
+        const int slot = p % kPageTokens;
+        float product = 0;
+        for (int i = 0; i < head_dim; ++i) {
+            float key = get(job.type, part + job.layout.keys, key_index(job.type, i, slot));
+            if (scaled) key *= scale_at(part + job.layout.key_scales, i / 32 * kPageTokens + slot);
+            product += query[i] * key;
         }
-        for (int i = 0; i < head_dim; ++i) out[i] /= total;
+        score[p - begin] = job.softcap ? job.softcap * std::tanh(product / job.softcap) : product;
+        sum.max = score[p - begin] <= sum.max ? sum.max : score[p - begin];
     }
+    for (int i = 0; i < head_dim; ++i) sum.values[i] = 0;
+    for (int p = begin; p < end; ++p) {
+        const std::byte* part = job.pages[p / kPageTokens];
+        const int slot = p % kPageTokens;
+        const float weight = std::exp(score[p - begin] - sum.max);
+        sum.total += weight;
+        for (int i = 0; i < head_dim; ++i) {
+            float value = get(job.type, part + job.layout.values, value_index(i, slot));
+            if (scaled) value *= scale_at(part + job.layout.value_scales, i / 32 * kPageTokens + slot);
+            sum.values[i] += weight * value;
+        }
+    }
+}
+
+void attention_scalar(const AttentionJob& job, std::byte* scratch) {
+    const int n_values = partial_size(job.head_dim) - 16;
+    for (int r = 0; r < job.n_rows; ++r) {
+        const int last = job.positions[r], first = job.window && last >= job.window ? last - job.window + 1 : 0;
+        Sum of_range{reinterpret_cast<float*>(scratch)}, all{job.partials + r * job.ld_partials};
+        std::memset(all.values, 0, n_values * sizeof(float));
+        for (int range = job.range_begin; range < job.range_end; ++range) {
+            const int begin = first > range * kRange ? first : range * kRange;
+            const int end = last < (range + 1) * kRange ? last + 1 : (range + 1) * kRange;
+            if (begin >= end) continue;
+            attend_range(job, job.queries[r], begin, end, of_range);
+            add(of_range.values, of_range.max, of_range.total, job.head_dim, all);
+        }
+        all.values[n_values] = all.max;
+        all.values[n_values + 1] = all.total;
+    }
+}
+
+void merge_scalar(const float* partials, int n, int head_dim, float* out) {
+    const int size = partial_size(head_dim);
+    Sum all{out};
+    for (int i = 0; i < n; ++i) {
+        const float* from = partials + static_cast<size_t>(i) * size;
+        add(from, from[size - 16], from[size - 15], head_dim, all);
+    }
+    for (int i = 0; i < head_dim; ++i) out[i] /= all.total;
 }
 
 }  // namespace
@@ -129,6 +168,7 @@ void attention_scalar(const AttentionJob& job, std::byte*) {
 void fill_attention_scalar(Kernels& k) {
     k.store_kv = store_kv_scalar;
     k.attention = attention_scalar;
+    k.merge = merge_scalar;
 }
 
 }  // namespace gemmart::cpu

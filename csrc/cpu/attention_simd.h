@@ -1,15 +1,13 @@
 // Storing keys and values, and attention over pages, on the vectors of simd_<isa>.h.
 //
-// Rows go in tiles of up to kTileRows, which share what is read from a page. Both products, scores = queries · keys and
-// outputs = weights · values, are one small kernel, multiply(): rows × two vectors of columns stay in registers, each
-// number of the left side is broadcast. Keys stand transposed, so that a column is a position; of the values a column
-// is a component. Each output is one chain of operations in order of position, so tiles do not show in the results.
+// Both products, scores = queries · keys and sums = weights · values, are one small kernel, multiply(): rows × two
+// vectors of columns stay in registers, each number of the left side is broadcast. Keys stand transposed, so that a
+// column is a position; of the values a column is a component. Many rows share keys and values unpacked to float32 (a
+// panel, in L1); few rows unpack them in registers, so that decoding reads the cache once and writes nothing. Each
+// output is one chain of operations in order of position, so tiles do not show in the results.
 //
 // Slots that a row does not see may hold anything, NaN too. Their scores are replaced, and multiply() runs over the
 // slots that all rows of the tile see, then over what single rows see besides.
-//
-// Measured on one core of an EPYC (Zen 4; 113 GFLOP/s in FMA alone), 512 tokens of prefill, head_dim 256, F16, 2 rows a
-// token, cap 50: 71 GFLOP/s with AVX-512, 73 with AVX2; decoding at position 511 reads the cache at 31 and 23 GB/s.
 #pragma once
 
 #include <cstring>
@@ -21,7 +19,10 @@
 namespace gemmart::cpu {
 namespace {
 
-constexpr int kColumns = 2 * kLanes;  // of multiply()
+constexpr int kColumns = 2 * kLanes;   // of a tile
+constexpr int kPanelColumns = 32;      // a row of keys or values
+constexpr int kPanelRows = kRange;     // at most
+constexpr int kLdScores = kRange + 16;  // rows of power-of-2 strides would fall into the same sets of the L1 cache
 constexpr float kInfinity = __builtin_inff();
 
 template <KvType type>
@@ -38,35 +39,54 @@ Vec load_elements(const std::byte* base, int index) {
     if constexpr (type == KvType::Q8_0) return load_int8(p);
 }
 
+// The right sides of multiply(): kLanes numbers of a row from a column on.
+
+// A page's keys: rows are components, columns positions.
 template <KvType type>
 struct Keys {
-    const std::byte* keys;  // [head_dim][kPageTokens]
-    const float* scales;    // [head_dim / 32][kPageTokens]
+    const std::byte* keys;
+    const float* scales;
 
-    Vec operator()(int component, int position) const {
-        const Vec key = load_elements<type>(keys, component * kPageTokens + position);
-        if constexpr (type == KvType::Q8_0) return key * load(scales + component / 32 * kPageTokens + position);
-        return key;
+    Vec operator()(int component, int slot) const {
+        if constexpr (type == KvType::Q8_0)
+            return load_byte_of_4(keys + (component / 4 * kPageTokens + slot) * 4, component % 4) *
+                   load(scales + component / 32 * kPageTokens + slot);
+        return load_elements<type>(keys, component * kPageTokens + slot);
     }
 };
 
+// Some components of a page's values: rows are positions, columns components.
 template <KvType type>
 struct Values {
-    const std::byte* values;  // [kPageTokens][dim]
-    const float* scales;      // [kPageTokens][dim / 32]
-    int dim;
+    const std::byte* values;  // [kPageTokens][32]
+    const float* scales;      // [kPageTokens]
+    int first;                // slot of the range
 
-    Vec operator()(int position, int component) const {
-        const Vec value = load_elements<type>(values, position * dim + component);
-        if constexpr (type == KvType::Q8_0) return value * splat(scales[position * (dim / 32) + component / 32]);
+    Vec operator()(int slot, int component) const {
+        const Vec value = load_elements<type>(values, (slot - first) * 32 + component);
+        if constexpr (type == KvType::Q8_0) return value * splat(scales[slot - first]);
         return value;
     }
 };
 
-// sums[r · ld + column] += Σ_k left[r][k] · right(k, column), k in [begin, end) in order, columns in [0, n_columns).
+// Either of them, unpacked: rows from `first` on.
+struct Panel {
+    const float* numbers;
+    int first;
+
+    Vec operator()(int row, int column) const { return load(numbers + (row - first) * kPanelColumns + column); }
+};
+
+template <class Right>
+void unpack(const Right& right, int begin, int end, float* to) {
+    for (int row = begin; row < end; ++row)
+        for (int column = 0; column < kPanelColumns; column += kLanes, to += kLanes) store(to, right(row, column));
+}
+
+// sums[r · ld + column] += Σ_k left[r][k] · right(k, column), k in [begin, end) in order.
 template <int kRows, class Right>
-void multiply(const float* const* left, const Right& right, int begin, int end, int n_columns, float* sums, size_t ld) {
-    for (int column = 0; column < n_columns; column += kColumns) {
+void multiply(const float* const* left, const Right& right, int begin, int end, float* sums, size_t ld) {
+    for (int column = 0; column < kPanelColumns; column += kColumns) {
         Vec sum[kRows][2];
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
@@ -90,149 +110,229 @@ void multiply(const float* const* left, const Right& right, int begin, int end, 
     }
 }
 
-// The slots of a page that a row sees.
+template <int n>
+struct Count {};
+
+// f(first row, Count<number of rows>()) for tiles of all rows.
+template <class F>
+void each_tile(int n_rows, F f) {
+    int row = 0;
+    for (; n_rows - row >= kTileRows; row += kTileRows) f(row, Count<kTileRows>());
+    for (; n_rows - row >= 4; row += 4) f(row, Count<4>());
+    for (; n_rows - row >= 2; row += 2) f(row, Count<2>());
+    for (; n_rows - row >= 1; row += 1) f(row, Count<1>());
+}
+
+// Slots of a range or page, from its first position on.
 struct Slots {
     int begin, end;
+    bool empty() const { return begin >= end; }
+};
+Slots common(Slots a, Slots b) { return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end}; }
+
+// Part of a row's softmax.
+struct Softmax {
+    float max = 0, total = 0;  // total 0: nothing seen
 };
 
-// A row's softmax so far.
-struct Running {
-    float max = -kInfinity;
-    Vec total = splat(0);  // in lanes: slot mod kLanes
-};
-
-// Scores become weights relative to the new maximum; what the row does not see gets weight 0. Returns the factor that
-// brings what was summed before to the new maximum.
-float weigh(Slots seen, float* scores, Running& running) {
-    const uint32_t bits = static_cast<uint32_t>((uint64_t{1} << seen.end) - (uint64_t{1} << seen.begin));
-    Vec largest = splat(running.max);
-    for (int i = 0; i < kPageTokens; i += kLanes) {
-        const Vec score = keep(load(scores + i), bits >> i, -kInfinity);
-        largest = max(largest, score);
-        store(scores + i, score);
-    }
-    const float before = running.max;
-    running.max = largest_of(largest);
-    const Vec shrink = exp(splat(before - running.max));
-    running.total = running.total * shrink;
-    for (int i = 0; i < kPageTokens; i += kLanes) {
-        const Vec weight = keep(exp(load(scores + i) - splat(running.max)), bits >> i, 0);
-        running.total = running.total + weight;
+// Scores of a range, before the cap, become weights relative to the largest.
+Softmax weigh(Slots seen, float cap, float* scores) {
+    const int begin = seen.begin / kLanes * kLanes;
+    const auto bits = [&](int i) {
+        const Slots lanes = common({seen.begin - i, seen.end - i}, {0, kLanes});
+        return (1u << lanes.end) - (1u << lanes.begin);
+    };
+    Vec largest = splat(-kInfinity);
+    for (int i = begin; i < seen.end; i += kLanes) largest = max(largest, keep(load(scores + i), bits(i), -kInfinity));
+    Vec reference = splat(largest_of(largest));
+    if (cap) reference = capped(reference, cap);
+    Vec total = splat(0);
+    for (int i = begin; i < seen.end; i += kLanes) {
+        const Vec score = load(scores + i);
+        const Vec weight = keep(exp((cap ? capped(score, cap) : score) - reference), bits(i), 0);
+        total = total + weight;
         store(scores + i, weight);
     }
     float lanes[kLanes];
-    store(lanes, shrink);
-    return lanes[0];
+    store(lanes, total);
+    const float sum = tree_sum(lanes, kLanes);
+    store(lanes, reference);
+    return {lanes[0], sum};
 }
 
-template <KvType type, int kRows>
-void add_values(const float* const* weights, const Values<type>& values, const Slots* seen, int n_columns, float* sums,
-                size_t ld) {
-    int begin = seen[0].begin, end = seen[0].end;  // what all rows see
-    for (int r = 1; r < kRows; ++r) {
-        begin = seen[r].begin > begin ? seen[r].begin : begin;
-        end = seen[r].end < end ? seen[r].end : end;
+// Adds a sum of values, relative to its own maximum, to another one.
+void add(Softmax from, const float* values, int n, Softmax& to, float* sums) {
+    if (from.total == 0) return;
+    if (to.total == 0) {
+        to = from;
+        for (int i = 0; i < n; i += kLanes) store_n(sums + i, load_n(values + i, n - i), n - i);
+        return;
     }
-    if (begin > end) begin = end = kPageTokens;
-    auto alone = [&](int r, int from, int to) {
-        from = from > seen[r].begin ? from : seen[r].begin;
-        to = to < seen[r].end ? to : seen[r].end;
-        if (from < to) multiply<1>(weights + r, values, from, to, n_columns, sums + r * ld, ld);
+    const float max = from.max > to.max ? from.max : to.max;
+    const Vec before = exp(splat(to.max - max)), added = exp(splat(from.max - max));
+    for (int i = 0; i < n; i += kLanes)
+        store_n(sums + i, fma(load_n(sums + i, n - i), before, load_n(values + i, n - i) * added), n - i);
+    float lanes[kLanes];
+    store(lanes, fma(splat(to.total), before, splat(from.total) * added));
+    to = {max, lanes[0]};
+}
+
+// Rows of a job, as many as fit into scratch.
+struct Rows {
+    int n;
+    const float* queries[kMaxAttentionRows];
+    Slots sees[kMaxAttentionRows];  // positions
+    Slots seen[kMaxAttentionRows];  // those of the present range
+    uint32_t pages[kMaxAttentionRows];  // bit i: the row sees something of the range's page i
+    Softmax of_range[kMaxAttentionRows], all[kMaxAttentionRows];
+    float* scores;                            // [n][kLdScores], then weights
+    const float* weights[kMaxAttentionRows];  // the same, by row
+    float* sums;                              // [n][ld] of the present range
+    size_t ld;
+    float* panel;  // [kPanelRows][kPanelColumns]
+
+    uint32_t pages_of(int row, int n_rows) const {
+        uint32_t bits = 0;
+        for (int r = row; r < row + n_rows; ++r) bits |= pages[r];
+        return bits;
+    }
+};
+
+// Scores of a range's i-th page.
+template <KvType type, bool unpacked>
+void add_scores(const AttentionJob& job, const Rows& rows, int i, const std::byte* part) {
+    const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales)};
+    for (int begin = 0; begin < job.head_dim; begin += kPanelRows) {
+        const int end = job.head_dim - begin < kPanelRows ? job.head_dim : begin + kPanelRows;
+        if (unpacked) unpack(keys, begin, end, rows.panel);
+        each_tile(rows.n, [&]<int kRows>(int row, Count<kRows>) {
+            if (!(rows.pages_of(row, kRows) >> i & 1)) return;
+            float* scores = rows.scores + row * kLdScores + i * kPageTokens;
+            if constexpr (unpacked)
+                multiply<kRows>(rows.queries + row, Panel{rows.panel, begin}, begin, end, scores, kLdScores);
+            else
+                multiply<kRows>(rows.queries + row, keys, begin, end, scores, kLdScores);
+        });
+    }
+}
+
+// weights · values over the slots of a range that `values` has.
+template <class Right>
+void add_values(const Rows& rows, const Right& values, Slots slots, float* sums) {
+    each_tile(rows.n, [&]<int kRows>(int row, Count<kRows>) {
+        const float* const* weights = rows.weights + row;
+        float* to = sums + row * rows.ld;
+        Slots all = slots;  // what all rows see
+        for (int r = 0; r < kRows; ++r) all = common(all, rows.seen[row + r]);
+        if (all.empty()) all = {slots.end, slots.end};
+        const auto alone = [&](int r, Slots part) {
+            part = common(part, rows.seen[row + r]);
+            if (!part.empty()) multiply<1>(weights + r, values, part.begin, part.end, to + r * rows.ld, rows.ld);
+        };
+        for (int r = 0; r < kRows; ++r) alone(r, {slots.begin, all.begin});
+        multiply<kRows>(weights, values, all.begin, all.end, to, rows.ld);
+        for (int r = 0; r < kRows; ++r) alone(r, {all.end, slots.end});
+    });
+}
+
+template <KvType type, bool unpacked>
+void attend_range(const AttentionJob& job, int range, Rows& rows) {
+    for (int r = 0; r < rows.n; ++r) {
+        Slots seen = common({rows.sees[r].begin - range * kRange, rows.sees[r].end - range * kRange}, {0, kRange});
+        if (seen.empty()) seen = {0, 0};
+        rows.seen[r] = seen;
+        const int page_begin = seen.begin / kPageTokens, page_end = (seen.end + kPageTokens - 1) / kPageTokens;
+        rows.pages[r] = (1u << page_end) - (1u << page_begin);
+    }
+    const uint32_t pages = rows.pages_of(0, rows.n);
+    const std::byte* const* parts = job.pages + range * (kRange / kPageTokens);
+
+    std::memset(rows.scores, 0, rows.n * kLdScores * sizeof(float));
+    for (int i = 0; i < kRange / kPageTokens; ++i)
+        if (pages >> i & 1) add_scores<type, unpacked>(job, rows, i, parts[i]);
+    for (int r = 0; r < rows.n; ++r)
+        rows.of_range[r] =
+            rows.seen[r].empty() ? Softmax{} : weigh(rows.seen[r], job.softcap, rows.scores + r * kLdScores);
+
+    std::memset(rows.sums, 0, rows.n * rows.ld * sizeof(float));
+    const int n_blocks = (job.head_dim + kPanelColumns - 1) / kPanelColumns;
+    const auto block = [&](int i, int b) {
+        constexpr int kBlock = kPageTokens * kPanelColumns;
+        return Values<type>{parts[i] + job.layout.values + b * kBlock * kElementBytes<type>,
+                            reinterpret_cast<const float*>(parts[i] + job.layout.value_scales) + b * kPageTokens,
+                            i * kPageTokens};
     };
-    for (int r = 0; r < kRows; ++r) alone(r, 0, begin);
-    multiply<kRows>(weights, values, begin, end, n_columns, sums, ld);
-    for (int r = 0; r < kRows; ++r) alone(r, end, kPageTokens);
-}
-
-template <KvType type, int kRows>
-void attend(const AttentionJob& job, int row, std::byte* scratch) {
-    const int head_dim = job.head_dim, tail = head_dim % 32, full = head_dim - tail;
-    const size_t ld = full + (tail ? 32 : 0);
-    float* sums = reinterpret_cast<float*>(scratch);                // [kRows][ld]
-    std::byte* tail_values = scratch + kRows * ld * sizeof(float);  // [kPageTokens][32]: the last components, padded
-    std::memset(scratch, 0, kRows * ld * sizeof(float) + kPageTokens * 32 * sizeof(float));
-
-    const float* queries[kRows];
-    const float* weights[kRows];
-    alignas(64) float scores[kRows][kPageTokens];
-    Running running[kRows];
-    int first[kRows], last[kRows], first_page = 0x7fffffff, last_page = 0;
-    for (int r = 0; r < kRows; ++r) {
-        queries[r] = job.queries[row + r];
-        weights[r] = scores[r];
-        last[r] = job.positions[row + r];
-        first[r] = job.window && last[r] >= job.window ? last[r] - job.window + 1 : 0;
-        first_page = first[r] / kPageTokens < first_page ? first[r] / kPageTokens : first_page;
-        last_page = last[r] / kPageTokens > last_page ? last[r] / kPageTokens : last_page;
-    }
-
-    for (int page = first_page; page <= last_page; ++page) {
-        Slots seen[kRows];
-        bool any = false;
-        for (int r = 0; r < kRows; ++r) {
-            const int begin = first[r] - page * kPageTokens, end = last[r] + 1 - page * kPageTokens;
-            seen[r] = {begin > 0 ? begin : 0, end < kPageTokens ? end : kPageTokens};
-            if (seen[r].begin >= seen[r].end) seen[r] = {0, 0};
-            any = any || seen[r].end > 0;
+    if constexpr (unpacked) {
+        for (int b = 0; b < n_blocks; ++b) {
+            for (int i = 0; i < kRange / kPageTokens; ++i)
+                if (pages >> i & 1)
+                    unpack(block(i, b), i * kPageTokens, (i + 1) * kPageTokens,
+                           rows.panel + i * kPageTokens * kPanelColumns);
+            add_values(rows, Panel{rows.panel, 0}, {0, kRange}, rows.sums + b * kPanelColumns);
         }
-        if (!any) continue;
-        const std::byte* part = job.pages[page];
-        const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales)};
-        const Values<type> values{part + job.layout.values,
-                                  reinterpret_cast<const float*>(part + job.layout.value_scales), head_dim};
-
-        std::memset(scores, 0, sizeof scores);
-        multiply<kRows>(queries, keys, 0, head_dim, kPageTokens, scores[0], kPageTokens);
-        if (job.softcap)
-            for (int i = 0; i < kRows * kPageTokens; i += kLanes)
-                store(scores[0] + i, capped(load(scores[0] + i), job.softcap));
-        for (int r = 0; r < kRows; ++r) {
-            if (seen[r].end == 0) continue;
-            const float shrink = weigh(seen[r], scores[r], running[r]);
-            if (shrink != 1)
-                for (size_t i = 0; i < ld; i += kLanes)
-                    store(sums + r * ld + i, load(sums + r * ld + i) * splat(shrink));
-        }
-
-        add_values<type, kRows>(weights, values, seen, full, sums, ld);
-        if (tail) {
-            constexpr int kBytes = kElementBytes<type>;
-            for (int slot = 0; slot < kPageTokens; ++slot)
-                std::memcpy(tail_values + slot * 32 * kBytes, values.values + (slot * head_dim + full) * kBytes,
-                            tail * kBytes);
-            add_values<type, kRows>(weights, {tail_values, nullptr, 32}, seen, 32, sums + full, ld);
-        }
-    }
-
-    for (int r = 0; r < kRows; ++r) {
-        float lanes[kLanes];
-        store(lanes, running[r].total);
-        const Vec total = splat(tree_sum(lanes, kLanes));
-        float* out = job.outputs[row + r];
-        for (int i = 0; i < head_dim; i += kLanes) store_n(out + i, load(sums + r * ld + i) / total, head_dim - i);
+    } else {
+        for (int i = 0; i < kRange / kPageTokens; ++i)
+            for (int b = 0; b < n_blocks && pages >> i & 1; ++b)
+                add_values(rows, block(i, b), {i * kPageTokens, (i + 1) * kPageTokens},
+                           rows.sums + b * kPanelColumns);
     }
 }
 
 template <KvType type>
-void attend_all(const AttentionJob& job, std::byte* scratch) {
-    int row = 0;
-    for (; job.n_rows - row >= kTileRows; row += kTileRows) attend<type, kTileRows>(job, row, scratch);
-    for (; job.n_rows - row >= 4; row += 4) attend<type, 4>(job, row, scratch);
-    for (; job.n_rows - row >= 2; row += 2) attend<type, 2>(job, row, scratch);
-    for (; job.n_rows - row >= 1; row += 1) attend<type, 1>(job, row, scratch);
+void attend(const AttentionJob& job, std::byte* scratch) {
+    const int n_values = partial_size(job.head_dim) - 16;
+    Rows rows;
+    rows.n = job.n_rows;
+    rows.ld = n_values + 16;
+    rows.panel = reinterpret_cast<float*>(scratch);
+    rows.scores = rows.panel + kPanelRows * kPanelColumns;
+    rows.sums = rows.scores + rows.n * kLdScores;
+    static_assert(kPanelRows * kPanelColumns + kMaxAttentionRows * (kLdScores + partial_size(kMaxHeadDim)) <=
+                  kScratchBytes / sizeof(float));
+    for (int r = 0; r < rows.n; ++r) {
+        const int last = job.positions[r];
+        rows.queries[r] = job.queries[r];
+        rows.weights[r] = rows.scores + r * kLdScores;
+        rows.sees[r] = {job.window && last >= job.window ? last - job.window + 1 : 0, last + 1};
+        rows.all[r] = {};
+        std::memset(job.partials + r * job.ld_partials, 0, n_values * sizeof(float));
+    }
+    for (int range = job.range_begin; range < job.range_end; ++range) {
+        if (rows.n >= kTileRows)
+            attend_range<type, true>(job, range, rows);
+        else
+            attend_range<type, false>(job, range, rows);
+        for (int r = 0; r < rows.n; ++r)
+            add(rows.of_range[r], rows.sums + r * rows.ld, n_values, rows.all[r], job.partials + r * job.ld_partials);
+    }
+    for (int r = 0; r < rows.n; ++r) {
+        float* end = job.partials + r * job.ld_partials + n_values;
+        end[0] = rows.all[r].max, end[1] = rows.all[r].total;
+    }
 }
 
 void attention(const AttentionJob& job, std::byte* scratch) {
     switch (job.type) {
         case KvType::F32:
-            return attend_all<KvType::F32>(job, scratch);
+            return attend<KvType::F32>(job, scratch);
         case KvType::F16:
-            return attend_all<KvType::F16>(job, scratch);
+            return attend<KvType::F16>(job, scratch);
         case KvType::BF16:
-            return attend_all<KvType::BF16>(job, scratch);
+            return attend<KvType::BF16>(job, scratch);
         case KvType::Q8_0:
-            return attend_all<KvType::Q8_0>(job, scratch);
+            return attend<KvType::Q8_0>(job, scratch);
     }
+}
+
+void merge(const float* partials, int n, int head_dim, float* out) {
+    const int size = partial_size(head_dim);
+    Softmax all;
+    for (int i = 0; i < n; ++i) {
+        const float* from = partials + static_cast<size_t>(i) * size;
+        add({from[size - 16], from[size - 15]}, from, head_dim, all, out);
+    }
+    for (int i = 0; i < head_dim; i += kLanes)
+        store_n(out + i, load_n(out + i, head_dim - i) / splat(all.total), head_dim - i);
 }
 
 // 32 numbers, rounded; of Q8_0 the scale is returned.
@@ -260,16 +360,17 @@ void store_both(const KvHeadLayout& layout, int head_dim, const float* key, cons
         alignas(64) std::byte block[32 * kBytes];
         std::memcpy(x, key + i, n * sizeof(float));
         const float key_scale = encode<type>(x, block);
-        for (int k = 0; k < n; ++k)
-            std::memcpy(part + layout.keys + ((i + k) * kPageTokens + slot) * kBytes, block + k * kBytes, kBytes);
+        // Q8_0 keeps four components together.
+        constexpr int kTogether = type == KvType::Q8_0 ? 4 : 1, kStep = kTogether * kBytes;
+        for (int k = 0; k < n; k += kTogether)
+            std::memcpy(part + layout.keys + (i + k) * kPageTokens * kBytes + slot * kStep, block + k * kBytes, kStep);
         std::memcpy(x, value + i, n * sizeof(float));
         const float value_scale = encode<type>(x, block);
-        std::memcpy(part + layout.values + (slot * head_dim + i) * kBytes, block, n * kBytes);
+        std::memcpy(part + layout.values + (i * kPageTokens + slot * 32) * kBytes, block, n * kBytes);
         if constexpr (type == KvType::Q8_0) {
-            std::memcpy(part + layout.key_scales + (i / 32 * kPageTokens + slot) * sizeof(float), &key_scale,
-                        sizeof(float));
-            std::memcpy(part + layout.value_scales + (slot * (head_dim / 32) + i / 32) * sizeof(float), &value_scale,
-                        sizeof(float));
+            const size_t at = (i / 32 * kPageTokens + slot) * sizeof(float);
+            std::memcpy(part + layout.key_scales + at, &key_scale, sizeof(float));
+            std::memcpy(part + layout.value_scales + at, &value_scale, sizeof(float));
         }
     }
 }
@@ -291,6 +392,7 @@ void store_kv(KvType type, const KvHeadLayout& layout, int head_dim, const float
 void fill_attention(Kernels& k) {
     k.store_kv = store_kv;
     k.attention = attention;
+    k.merge = merge;
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 #include "cpu/executor.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <map>
 
 #include "cpu/kernels.h"
 #include "error.h"
@@ -10,7 +12,7 @@
 namespace gemmart::cpu {
 namespace {
 
-constexpr int kTileTokens = 16;  // tokens of a sequence whose attention is one item of work
+constexpr int kTileTokens = 16;  // tokens of a sequence whose heads are placed as one item of work
 
 struct Layer {
     std::vector<float> attn_norm, q_norm, k_norm, post_attn_norm, ffn_norm, post_ffn_norm;
@@ -25,18 +27,27 @@ struct Tile {
     int position;  // of the first one
 };
 
+// Attention of a tile to a run of ranges (kernels.h).
+struct Piece {
+    Tile tile;
+    int range_begin, range_end;
+    // Of a tile whose ranges are pieces of their own: their number, where its partials [n_kv_heads, rows, n_split] stand
+    // and which of n_split this is.
+    int n_split;
+    size_t first_partial;
+    int index;
+};
+
+// The attention of a batch in all layers of one window.
+struct AttentionWork {
+    std::vector<Piece> pieces;
+    std::vector<Piece> split;  // tiles with several pieces
+};
+
 struct Product {
     const Matrix* w;
     float* out;
     bool two_terms;  // multiply with the rest of the input too: CpuExecutor::Impl::rest
-};
-
-// The input of products, packed: layout.h. [n_batch, n_cols]
-struct Input {
-    int8_t* q;
-    float *d, *ds32, *ds16, *x;
-
-    Activations view(int n_tokens, int n_cols) const { return {n_tokens, n_cols, q, d, ds32, ds16, x}; }
 };
 
 bool reads_integers(const Matrix& w) {
@@ -50,13 +61,15 @@ std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
 }
 
 struct Widths {
-    int q = 0, kv = 0, ffn = 0, in = 0, half_head = 0;  // the widest layer's; `in`: widest input of a product
+    int q = 0, kv = 0, ffn = 0, in = 0;  // the widest layer's; `in`: widest input of a product
+    int n_heads = 0, half_head = 0;
 
     explicit Widths(const Config& config) {
         for (const LayerFacts& l : config.layers) {
             q = std::max(q, l.n_heads * l.head_dim);
             kv = std::max(kv, l.n_kv_heads * l.head_dim);
             ffn = std::max(ffn, l.ffn_dim);
+            n_heads = std::max(n_heads, l.n_heads);
             half_head = std::max(half_head, l.head_dim / 2);
         }
         in = std::max({config.dim, q, ffn});
@@ -71,6 +84,7 @@ struct CpuExecutor::Impl {
     const Config config;
     const Kernels& kernels;
     ThreadPool pool;
+    PhaseTimer phases;
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
@@ -84,15 +98,17 @@ struct CpuExecutor::Impl {
     float *q, *k, *v;        // [n_batch, widths.q], [n_batch, widths.kv] twice
     float *gate, *up;        // [n_batch, widths.ffn]
     float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
-    Input input;             // of the next products
+    ActivationArrays input;  // of the next products [n_batch, n_cols]
     // What rounding to 8 bits took from `input`, rounded to 8 bits itself; a product with both is nearly that of the
     // unrounded input. Queries and keys always have it: where attention is sharp, two thirds of the error that rounding
     // makes in the logits comes from these two products, which are a small part of the work. With `precise` every
     // product has it.
-    Input rest;
+    ActivationArrays rest;
     const bool precise;
     std::vector<std::byte*> scratch;                        // a thread
+    std::vector<float*> row_partials;                       // a thread: [kMaxAttentionRows][partial_size]
     std::vector<std::vector<const std::byte*>> page_lists;  // a thread
+    std::vector<float> partials;                            // of split tiles
 
     Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
          int n_batch_, bool precise_)
@@ -140,11 +156,20 @@ struct CpuExecutor::Impl {
         cosines = take(config.ropes.size() * n * widths.half_head),
         sines = take(config.ropes.size() * n * widths.half_head);
         auto take_input = [&](size_t n_cols) {
-            return Input{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)), take(n * n_cols / 32),
-                         take(n * n_cols / 32), take(n * n_cols / 16), take(n * n_cols)};
+            auto take_sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count)); };
+            return ActivationArrays{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)),
+                                    take(n * n_cols / 32),
+                                    take(n * n_cols / 32),
+                                    take(n * n_cols / 16),
+                                    take_sums(n * n_cols / 32),
+                                    take_sums(n * n_cols / 16),
+                                    take(n * n_cols)};
         };
         input = take_input(widths.in), rest = take_input(widths.in);
-        for (int i = 0; i < n_threads; ++i) scratch.push_back(buffers.take(kScratchBytes));
+        for (int i = 0; i < n_threads; ++i) {
+            scratch.push_back(buffers.take(kScratchBytes));
+            row_partials.push_back(take(kMaxAttentionRows * partial_size(2 * widths.half_head)));
+        }
     }
 
     // One column group of rows [n_batch, n_cols], for products with all of `readers`; with two terms, the rows are
@@ -154,26 +179,24 @@ struct CpuExecutor::Impl {
         const float* columns[kMaxWidth];
         for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(column + i) * n_cols;
         const size_t at = static_cast<size_t>(column) * n_cols;
+        const ActivationArrays to = arrays_at(input, at);
         if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return !reads_integers(*w); }))
-            kernels.interleave(columns, width, n_cols, input.x + at);
+            kernels.interleave(columns, width, n_cols, to.x);
         if (std::none_of(readers.begin(), readers.end(), [](const Matrix* w) { return reads_integers(*w); })) return;
-        const auto quantize = [&](const Input& to) {
-            kernels.quantize(columns, width, n_cols, to.q + at, to.d + at / 32, to.ds32 + at / 32, to.ds16 + at / 16);
-        };
-        quantize(input);
+        kernels.quantize(columns, width, n_cols, to);
         if (!two_terms) return;
         for (int c = 0; c < width; ++c)
-            for (int i = 0; i < n_cols; ++i)
-                rows[static_cast<size_t>(column + c) * n_cols + i] -=
-                    input.d[at / 32 + i / 32 * width + c] * input.q[at + (i / 4 * width + c) * 4 + i % 4];
-        quantize(rest);
+            for (int i = 0; i < n_cols; ++i) {
+                const int group = i / kGroup * width + c;
+                rows[static_cast<size_t>(column + c) * n_cols + i] -= to.d[group] * to.q[group * kGroup + i % kGroup];
+            }
+        kernels.quantize(columns, width, n_cols, arrays_at(rest, at));
     }
 
     // Phase: item(first row, width) for each column group of n rows.
     template <typename F>
     void each_group(int n, F item) {
-        const int n_whole = n / kMaxWidth, rest = n % kMaxWidth;
-        const int n_groups = n_whole + (rest & 4 ? 1 : 0) + (rest & 2 ? 1 : 0) + (rest & 1);
+        const int n_whole = n / kMaxWidth, n_groups = n_whole + std::popcount(static_cast<unsigned>(n % kMaxWidth));
         pool.each(n_groups, [&](int i) {
             int column = std::min(i, n_whole) * kMaxWidth;
             for (int skip = i - n_whole; skip > 0; --skip) column += column_group_width(n - column);
@@ -197,11 +220,9 @@ struct CpuExecutor::Impl {
                     continue;
                 }
                 const int begin = item * grain, end = std::min(panels, begin + grain);
-                kernels.matmul(*w, input.view(n, w->n_cols), begin, end, out, w->n_rows, scratch[thread]);
+                kernels.matmul(*w, {n, w->n_cols, input}, begin, end, out, w->n_rows, scratch[thread]);
                 if (two_terms && reads_integers(*w)) {
-                    Activations second = rest.view(n, w->n_cols);
-                    second.go_on = true;
-                    kernels.matmul(*w, second, begin, end, out, w->n_rows, scratch[thread]);
+                    kernels.matmul(*w, {n, w->n_cols, rest, true}, begin, end, out, w->n_rows, scratch[thread]);
                 }
                 return;
             }
@@ -262,42 +283,111 @@ struct CpuExecutor::Impl {
         }
     }
 
-    // h [n, n_heads × head_dim] <- attention of one tile's queries that share kv head `kv_head`.
-    void attend(int thread, const Tile& tile, int kv_head, int layer, const KvCache& cache) {
+    // Cuts the attention of a batch into pieces, for layers of this window. Tiles of few tokens are split by ranges, since
+    // their work is reading the cache.
+    AttentionWork attention_work(const Batch& batch, int window) {
+        constexpr int kFewTokens = 8, kPiecesAThread = 4;
+        const LayerFacts& facts = config.layers[0];
+        const int n = static_cast<int>(batch.tokens.size()), most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
+        const int tile_tokens = std::clamp(n * facts.n_kv_heads / (kPiecesAThread * pool.size()), kFewTokens,
+                                           std::max(most, kFewTokens));
+        AttentionWork work;
+        size_t n_partials = 0;
+        int row = 0;
+        for (const Batch::Segment& s : batch.segments) {
+            for (int i = 0; i < s.n_tokens; i += tile_tokens) {
+                const int n_tokens = std::min(tile_tokens, s.n_tokens - i), position = s.start + i;
+                Piece piece{{&s, row + i, n_tokens, position}, 0, (position + n_tokens - 1) / kRange + 1, 0, 0, 0};
+                if (window && position >= window) piece.range_begin = (position - window + 1) / kRange;
+                if (s.n_tokens <= kFewTokens) {
+                    piece.n_split = piece.range_end - piece.range_begin;
+                    piece.first_partial = n_partials;
+                    n_partials += static_cast<size_t>(n_tokens) * widths.n_heads * piece.n_split;
+                }
+                (piece.n_split ? work.split : work.pieces).push_back(piece);
+            }
+            row += s.n_tokens;
+        }
+        partials.resize(std::max(partials.size(), n_partials * partial_size(2 * widths.half_head)));
+        for (const Piece& whole : work.split)
+            for (int i = 0; i < whole.n_split; ++i) {
+                const int range = whole.range_begin + i;
+                work.pieces.push_back({whole.tile, range, range + 1, whole.n_split, whole.first_partial, i});
+            }
+        return work;
+    }
+
+    // h [n, n_heads × head_dim] <- attention of a piece's queries that share kv head `kv_head`; of a split tile its
+    // partials.
+    void attend(int thread, const Piece& piece, int kv_head, int layer, const KvCache& cache) {
         const LayerFacts& facts = config.layers[layer];
-        const int head_dim = facts.head_dim, group = facts.n_heads / facts.n_kv_heads,
-                  last = tile.position + tile.n_tokens - 1;
-        const KvHeadLayout layout = kv_head_layout(cache.type(), head_dim);
+        const Tile& tile = piece.tile;
+        const int group = facts.n_heads / facts.n_kv_heads, n_rows = tile.n_tokens * group;
+        const KvHeadLayout layout = kv_head_layout(cache.type(), facts.head_dim);
         const std::span<const int32_t> ids = cache.pages(tile.segment->seq, cache.group(layer));
         std::vector<const std::byte*>& pages = page_lists[thread];
-        pages.assign(last / kPageTokens + 1, nullptr);
-        const int first = facts.window && tile.position >= facts.window ? tile.position - facts.window + 1 : 0;
+        const int first = std::max(facts.window ? tile.position - facts.window + 1 : 0, piece.range_begin * kRange);
+        const int last = std::min(tile.position + tile.n_tokens, piece.range_end * kRange) - 1;
+        pages.resize(last / kPageTokens + 1);
         for (int page = first / kPageTokens; page <= last / kPageTokens; ++page)
             pages[page] = cache.at(layer, ids[page]) + kv_head * layout.n_bytes;
-        // At most kMaxRows query rows a call; the kernel's results do not depend on how rows are split.
-        constexpr int kMaxRows = 64;
-        const float* queries[kMaxRows];
-        float* outputs[kMaxRows];
-        int positions[kMaxRows];
-        int n_rows = 0;
-        auto flush = [&] {
-            if (n_rows)
-                kernels.attention({cache.type(), layout, head_dim, n_rows, queries, outputs, positions, facts.window,
-                                   config.attention_softcap, pages.data()},
-                                  scratch[thread]);
-            n_rows = 0;
-        };
-        for (int i = 0; i < tile.n_tokens; ++i)
-            for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-                const size_t at = (static_cast<size_t>(tile.first_row + i) * facts.n_heads + head) * head_dim;
-                queries[n_rows] = q + at, outputs[n_rows] = h + at, positions[n_rows] = tile.position + i;
-                if (++n_rows == kMaxRows) flush();
+        for (int begin = 0; begin < n_rows; begin += kMaxAttentionRows) {
+            const float* queries[kMaxAttentionRows];
+            int positions[kMaxAttentionRows];
+            const int n = std::min(kMaxAttentionRows, n_rows - begin);
+            for (int i = 0; i < n; ++i) {
+                queries[i] = q + head_offset(tile, kv_head, begin + i, facts);
+                positions[i] = tile.position + (begin + i) / group;
             }
-        flush();
+            float* to = row_partials[thread];
+            size_t ld = partial_size(facts.head_dim);
+            if (piece.n_split) {
+                to = split_partials(piece, kv_head, begin, facts) + piece.index * ld;
+                ld *= piece.n_split;
+            }
+            kernels.attention({cache.type(), layout, facts.head_dim, n, queries, positions, facts.window,
+                               config.attention_softcap, pages.data(), piece.range_begin, piece.range_end, to, ld},
+                              scratch[thread]);
+            if (piece.n_split) continue;
+            for (int i = 0; i < n; ++i)
+                kernels.merge(to + i * ld, 1, facts.head_dim, h + head_offset(tile, kv_head, begin + i, facts));
+        }
+    }
+
+    // The n_split partials of row `row` of a kv head.
+    float* split_partials(const Piece& piece, int kv_head, int row, const LayerFacts& facts) {
+        const int n_rows = piece.tile.n_tokens * (facts.n_heads / facts.n_kv_heads);
+        const size_t i = piece.first_partial + static_cast<size_t>(kv_head * n_rows + row) * piece.n_split;
+        return partials.data() + i * partial_size(facts.head_dim);
+    }
+
+    // Of row `row` of a kv head's queries in q, and of its attention in h.
+    static size_t head_offset(const Tile& tile, int kv_head, int row, const LayerFacts& facts) {
+        const int group = facts.n_heads / facts.n_kv_heads;
+        const size_t token = tile.first_row + row / group;
+        return (token * facts.n_heads + kv_head * group + row % group) * facts.head_dim;
+    }
+
+    // Phases: h <- attention of the queries q.
+    void attend_all(int thread, int layer, const AttentionWork& work, const KvCache& cache) {
+        const LayerFacts& facts = config.layers[layer];
+        const auto each = [&](const std::vector<Piece>& pieces, auto item) {
+            pool.each(static_cast<int>(pieces.size()) * facts.n_kv_heads,
+                      [&](int i) { item(pieces[i / facts.n_kv_heads], i % facts.n_kv_heads); });
+        };
+        each(work.pieces, [&](const Piece& piece, int kv_head) { attend(thread, piece, kv_head, layer, cache); });
+        if (work.split.empty()) return;
+        each(work.split, [&](const Piece& whole, int kv_head) {
+            const int n_rows = whole.tile.n_tokens * facts.n_heads / facts.n_kv_heads;
+            for (int i = 0; i < n_rows; ++i)
+                kernels.merge(split_partials(whole, kv_head, i, facts), whole.n_split, facts.head_dim,
+                              h + head_offset(whole.tile, kv_head, i, facts));
+        });
     }
 
     // The phases of one layer.
-    void run_layer(int thread, int n, int index, const std::vector<Tile>& tiles, const KvCache& cache) {
+    void run_layer(int thread, int n, int index, const std::vector<Tile>& tiles,
+                   const std::map<int, AttentionWork>& attention, const KvCache& cache) {
         const Layer& l = layers[index];
         const LayerFacts& facts = config.layers[index];
         const int dim = config.dim, q_dim = facts.n_heads * facts.head_dim, ffn = facts.ffn_dim;
@@ -317,14 +407,19 @@ struct CpuExecutor::Impl {
             for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
             pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv}, true);
         });
+        phases.end(thread, "attention norm");
         multiply(thread, n, {{&l.wq, q, true}, {&l.wk, k, true}, {&l.wv, v, precise}});
+        phases.end(thread, "q, k, v");
         pool.each(n_tiles, [&](int i) {
             for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
         });
-        pool.each(n_tiles * facts.n_kv_heads,
-                  [&](int i) { attend(thread, tiles[i / facts.n_kv_heads], i % facts.n_kv_heads, index, cache); });
+        phases.end(thread, "rope, store");
+        attend_all(thread, index, attention.at(facts.window), cache);
+        phases.end(thread, "attention");
         each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}, precise); });
+        phases.end(thread, "output quantise");
         multiply(thread, n, {{&l.wo, proj, precise}});
+        phases.end(thread, "output");
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 add_projection(i, l.post_attn_norm);
@@ -332,7 +427,9 @@ struct CpuExecutor::Impl {
             }
             pack(row, width, h, dim, {&l.gate, &l.up}, precise);
         });
+        phases.end(thread, "ffn norm");
         multiply(thread, n, {{&l.gate, gate, precise}, {&l.up, up, precise}});
+        phases.end(thread, "gate, up");
         each_group(n, [&](int row, int width) {
             for (int i = row; i < row + width; ++i) {
                 const size_t at = static_cast<size_t>(i) * ffn;
@@ -340,8 +437,11 @@ struct CpuExecutor::Impl {
             }
             pack(row, width, gate, ffn, {&l.down}, precise);
         });
+        phases.end(thread, "activation");
         multiply(thread, n, {{&l.down, proj, precise}});
+        phases.end(thread, "down");
         pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
+        phases.end(thread, "residual");
     }
 
     // Logits of the rows that asked.
@@ -354,7 +454,9 @@ struct CpuExecutor::Impl {
                                  h + static_cast<size_t>(i) * dim);
             pack(row, width, h, dim, {&output}, precise);
         });
+        phases.end(thread, "head norm");
         multiply(thread, n, {{&output, logits, precise}});
+        phases.end(thread, "head");
         if (config.final_softcap == 0) return;
         constexpr int kRun = 8192;
         const int runs = (config.n_vocab + kRun - 1) / kRun;
@@ -363,6 +465,7 @@ struct CpuExecutor::Impl {
             kernels.softcap(logits + static_cast<size_t>(i / runs) * config.n_vocab + first,
                             std::min(kRun, config.n_vocab - first), config.final_softcap);
         });
+        phases.end(thread, "soft cap");
     }
 
     void forward(const Batch& batch, const KvCache& cache, float* logits) {
@@ -374,9 +477,14 @@ struct CpuExecutor::Impl {
                 tiles.push_back({&s, row + i, std::min(kTileTokens, s.n_tokens - i), s.start + i});
             row += s.n_tokens;
         }
+        std::map<int, AttentionWork> attention;  // by window
+        for (const LayerFacts& l : config.layers)
+            if (!attention.count(l.window)) attention.emplace(l.window, attention_work(batch, l.window));
+        phases.begin();
         begin(batch);
+        phases.end(0, "embedding");
         pool.run([&](int thread) {
-            for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, cache);
+            for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
             run_head(thread, batch.outputs, logits);
         });
     }
@@ -390,7 +498,8 @@ CpuExecutor::~CpuExecutor() = default;
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
     impl_->forward(batch, cache, logits);
 }
-const char* CpuExecutor::isa() const { return impl_->kernels.isa; }
+const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
+PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
 
 size_t weight_bytes(const ModelTensors& tensors) {
     size_t total = 0;
@@ -400,11 +509,12 @@ size_t weight_bytes(const ModelTensors& tensors) {
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
     const Widths w(config);
-    auto input = [](size_t n_cols) { return n_cols / 4 + 2 * (n_cols / 32) + n_cols / 16 + n_cols; };
+    auto input = [](size_t n_cols) { return n_cols / 4 + 3 * (n_cols / 32) + 2 * (n_cols / 16) + n_cols; };
     const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +  // rows
                            2 * config.ropes.size() * w.half_head + 2 * input(w.in);
     constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64
-    return numbers * sizeof(float) * n_batch + n_threads * kScratchBytes + kRounding;
+    const size_t row_partials = kMaxAttentionRows * partial_size(2 * w.half_head) * sizeof(float);
+    return numbers * sizeof(float) * n_batch + n_threads * (kScratchBytes + row_partials) + kRounding;
 }
 
 }  // namespace gemmart::cpu

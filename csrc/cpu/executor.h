@@ -3,6 +3,8 @@
 
 #include <memory>
 
+#include "cpu/kernels.h"
+#include "cpu/phases.h"
 #include "cpu/threads.h"
 #include "cpu/weights.h"
 #include "decoder.h"
@@ -20,7 +22,8 @@ class CpuExecutor final : public Executor {
                 int n_batch, bool precise);
     ~CpuExecutor() override;
     void forward(const Batch& batch, const KvCache& cache, float* logits) override;
-    const char* isa() const;
+    const Kernels& kernels() const;
+    PhaseTimer& phases();
 
   private:
     struct Impl;

@@ -1,4 +1,10 @@
 // Which instruction sets this build has and this CPU runs; the kernel table of each.
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 
 #include "cpu/tables.h"
@@ -7,13 +13,27 @@
 namespace gemmart::cpu {
 namespace {
 
-enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16 };
+enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16, AMX = 32 };
 
 constexpr struct {
     Feature feature;
     const char* name;
 } kFeatures[] = {
-    {AVX2, "avx2"}, {FMA, "fma"}, {F16C, "f16c"}, {AVX512, "avx512f, bw, dq, vl"}, {AVX512VNNI, "avx512vnni"}};
+    {AVX2, "avx2"}, {FMA, "fma"}, {F16C, "f16c"}, {AVX512, "avx512f, bw, dq, vl"}, {AVX512VNNI, "avx512vnni"}, {AMX, "amx-int8, amx-bf16, avx512_bf16, or leave to use them"}};
+
+#if defined(__x86_64__) && defined(__linux__)
+// Tiles are large, so that a process must ask for them; threads that it starts later may use them too.
+bool may_use_amx() {
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAvx512Bf16 = 1u << 5;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool may_use_amx() { return false; }
+#endif
 
 int cpu_features() {
     int found = 0;
@@ -26,6 +46,7 @@ int cpu_features() {
         __builtin_cpu_supports("avx512vl"))
         found |= AVX512;
     if (__builtin_cpu_supports("avx512vnni")) found |= AVX512VNNI;
+    if (may_use_amx()) found |= AMX;
 #endif
     return found;
 }
@@ -36,6 +57,7 @@ void fill_scalar(Kernels& k) {
     fill_matmul_scalar(k);
     fill_vector_scalar(k);
     fill_attention_scalar(k);
+    fill_peak_scalar(k);
 }
 
 #ifdef GEMMART_HAVE_avx2
@@ -43,6 +65,7 @@ void fill_avx2(Kernels& k) {
     fill_matmul_avx2(k);
     fill_vector_avx2(k);
     fill_attention_avx2(k);
+    fill_peak_avx2(k);
 }
 #else
 constexpr Fill fill_avx2 = nullptr;
@@ -53,9 +76,16 @@ void fill_avx512vnni(Kernels& k) {
     fill_matmul_avx512vnni(k);
     fill_vector_avx512vnni(k);
     fill_attention_avx512vnni(k);
+    fill_peak_avx512vnni(k);
 }
 #else
 constexpr Fill fill_avx512vnni = nullptr;
+#endif
+
+#ifdef GEMMART_HAVE_amx
+void fill_amx(Kernels& k) { fill_matmul_amx(k); }
+#else
+constexpr Fill fill_amx = nullptr;
 #endif
 
 constexpr struct {

@@ -12,18 +12,30 @@ namespace gemmart::cpu {
 // Scratch that every kernel call may overwrite; one a thread, 64-byte aligned.
 inline constexpr size_t kScratchBytes = 1 << 20;
 
+// The softmax of a row is computed by ranges: positions [i · kRange, (i + 1) · kRange) by themselves, then added to the
+// ranges before. So several threads can share one row and its bits stay the same.
+inline constexpr int kRange = 8 * kPageTokens;
+inline constexpr int kMaxAttentionRows = 128;  // of a call
+inline constexpr int kMaxHeadDim = 1024;
+
+// What some ranges add to a row: Σ weight · value [head_dim, rounded up to 32], then m and Σ weight, where the weight of
+// a score is exp(score − m) and m the largest score.
+constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
+
 struct AttentionJob {
     KvType type;
     KvHeadLayout layout;
-    int head_dim;
-    int n_rows;  // query rows that share this kv head: some tokens of one sequence × the heads of the group
+    int head_dim;  // at most kMaxHeadDim
+    int n_rows;    // at most kMaxAttentionRows; they share this kv head: some tokens of one sequence × the heads of a group
     const float* const* queries;  // [n_rows] of [head_dim], scaled
-    float* const* outputs;        // [n_rows] of [head_dim]
     const int* positions;         // [n_rows] of each query
     int window;                   // 0: none
     float softcap;                // 0: none
     const std::byte* const*
         pages;  // by page number: this kv head's part; pages outside of every row's window are not read
+    int range_begin, range_end;  // to compute
+    float* partials;             // row r's at r · ld_partials
+    size_t ld_partials;
 };
 
 struct Kernels {
@@ -32,15 +44,15 @@ struct Kernels {
     // One column group, w columns of n_cols numbers. d = max|x| / 127, q = round to nearest even (x / d); a block with
     // a NaN or an infinity gets a d that is not finite, so that the fault reaches the logits; q is 0 where d is not a
     // normal number.
-    void (*quantize)(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16);
+    void (*quantize)(const float* const* x, int w, int n_cols, const ActivationArrays& to);
     // The same columns as x [n_cols][w].
     void (*interleave)(const float* const* x, int w, int n_cols, float* out);
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
     // where x.go_on says so, the sum begins with what out holds.
-    // Integer formats: in each group of 32 columns, t = scale · Σ u q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ, two
-    // half groups), sum = sum + t · d, sum = sum − offset · ds32 (half groups: twice, with ds16); groups in order.
-    // Σ u q is exact.
+    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ,
+    // two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups: twice,
+    // with ds16); groups in order. Σ (u − bias) q is exact.
     // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.
     // Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is
     // written beyond row n_rows - 1.
@@ -58,15 +70,29 @@ struct Kernels {
     void (*gate)(Activation act, const float* gate, const float* up, int n, float* out);
     // x[i] = cap · tanh(x[i] / cap), absolute error <= 3e-7 · cap
     void (*softcap)(float* x, int n, float cap);
+    // Of a row of logits: whether all are finite; the first i >= begin with x[i] > limit, or n; Σ e^(x[i] − from) with
+    // from >= every x[i], relative error <= 1e-6 + 1.2e-7 · (from − the x[i] that weigh most).
+    bool (*all_finite)(const float* x, int n);
+    int (*find_above)(const float* x, int begin, int n, float limit);
+    double (*sum_exp)(const float* x, int n, float from);
     // Rotates pairs of x [head_dim] by angles with the given cosines and sines [head_dim / 2].
     void (*rope)(float* x, const float* cosines, const float* sines, int head_dim, bool neox);
 
     // Writes one position's key and value [head_dim] into a head's part of a page.
     void (*store_kv)(KvType type, const KvHeadLayout& layout, int head_dim, const float* key, const float* value,
                      int slot, std::byte* part);
-    // outputs[r] = Σ_p softmax_p(cap(queries[r] · key_p)) · value_p over p in [max(0, pos − window + 1), pos]. Pages in
-    // order, a running maximum a row; within a page the weights are added in order of position.
+    // partials[r] <- Σ_p exp(score_p − m) · value_p, m and Σ_p exp(score_p − m), score_p = cap(queries[r] · key_p), over
+    // those p in [max(0, pos − window + 1), pos] that lie in the job's ranges; zeros where there are none. Within a range
+    // sums go in order of position, ranges are added in order.
     void (*attention)(const AttentionJob& job, std::byte* scratch);
+    // out [head_dim] = the softmax of n partials [n][partial_size]: one of all ranges, or those of single ranges in
+    // order; both give the same bits.
+    void (*merge)(const float* partials, int n, int head_dim, float* out);
+
+    // The limit of products, for measurements: the multiply instruction of the integer formats and of the float formats
+    // on independent sums in registers, and nothing else. Return how many numbers were multiplied.
+    int64_t (*multiply_int8)(int rounds);
+    int64_t (*multiply_float)(int rounds);
 };
 
 // ISAs of this build that this CPU can run, weakest first; the last is the default.

@@ -30,15 +30,17 @@
 //   BF16    bf16 [n_cols / 2][16][2]
 // clang-format on
 //
-// Every integer format is, in each group, weight = scale · u − offset with an unsigned byte u: Q4_0 offset 8 d, Q5_0 16
-// d, Q8_0 128 d (u = q + 128), IQ4_NL and IQ4_XS 128 scale (u = level + 128), Q3_K 4 scale and Q6_K
-// 32 scale per half group, Q4_1 and Q5_1 −m, Q2_K (per half group), Q4_K and Q5_K dmin · m. Formats that are not in the
-// list stay in rows as in the file and are decoded to an F32 panel where they are used.
+// Every integer format is, in each group, weight = scale · (u − bias) − offset with an unsigned byte u: bias 4 for Q3_K, 8
+// for Q4_0, 16 for Q5_0, 32 for Q6_K, 128 for Q8_0 (u = q + 128), IQ4_NL and IQ4_XS (u = level + 128), otherwise 0; the
+// offset is −m for Q4_1 and Q5_1, dmin · m for Q2_K (per half group), Q4_K and Q5_K, otherwise 0. Formats that are not
+// in the list stay in rows as in the file and are decoded to an F32 panel where they are used.
 //
-// ACTIVATIONS, n_tokens columns, stand in column groups of width 8, … 8, then 4, 2, 1 for the rest. The group that
+// ACTIVATIONS, n_tokens columns, stand in column groups of width 16, … 16, then 8, 4, 2, 1 for the rest. The group that
 // begins at column c with width w begins at element c · (elements a column) of each array:
-//   q     int8  [n_cols / 4][w][4]    x ≈ d · q, |q| <= 127, one scale for kGroup = 32 numbers
+//   q     int8  [n_cols / 32][w][32]  x ≈ d · q, |q| <= 127, one scale for kGroup = 32 numbers
 //   d     float [n_cols / 32][w]
+//   s32   int32 [n_cols / 32][w]      −Σ q over 32 numbers: times the bias, where the dot of a group begins
+//   s16   int32 [n_cols / 16][w]      −Σ q over 16 numbers
 //   ds32  float [n_cols / 32][w]      d · Σ q over 32 numbers
 //   ds16  float [n_cols / 16][w]      d · Σ q over 16 numbers
 //   x     float [n_cols][w]           unrounded, for the float formats
@@ -53,7 +55,7 @@ namespace gemmart::cpu {
 
 inline constexpr int kPanel = 16;    // rows a panel
 inline constexpr int kGroup = 32;    // columns an activation scale
-inline constexpr int kMaxWidth = 8;  // columns a column group
+inline constexpr int kMaxWidth = 16;  // columns a column group
 inline constexpr int kBlock = 256;   // n_cols of every matrix is a multiple of kGroup; K formats need kBlock
 
 struct Matrix {
@@ -64,15 +66,37 @@ struct Matrix {
     size_t stride;          // bytes a panel, or a row
 };
 
+struct ActivationArrays {
+    int8_t* q;
+    float *d, *ds32, *ds16;
+    int32_t *s32, *s16;
+    float* x;
+};
+
 struct Activations {
     int n_tokens;
     int n_cols;
-    const int8_t* q;  // nullptr where no integer format reads them
-    const float *d, *ds32, *ds16;
-    const float* x;      // nullptr where no float format reads them
+    ActivationArrays data;
     bool go_on = false;  // a product adds to what stands in its output
 };
 
-static inline int column_group_width(int n_left) { return n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1; }
+static inline int column_group_width(int n_left) {
+    return n_left >= 16 ? 16 : n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1;
+}
+
+// The arrays from element `at` on, the beginning of a column group.
+static inline ActivationArrays arrays_at(const ActivationArrays& a, size_t at) {
+    return {a.q + at, a.d + at / 32, a.ds32 + at / 32, a.ds16 + at / 16, a.s32 + at / 32, a.s16 + at / 16, a.x + at};
+}
+
+// Group g of column c in a column group of width w: its scale, and the sums of its halves' q.
+static inline void put_sums(const ActivationArrays& to, int g, int w, int c, float scale, int sum0, int sum1) {
+    const int at = g * w + c, half0 = 2 * g * w + c, half1 = half0 + w;
+    to.d[at] = scale;
+    to.s32[at] = -(sum0 + sum1);
+    to.ds32[at] = scale * (sum0 + sum1);
+    to.s16[half0] = -sum0, to.s16[half1] = -sum1;
+    to.ds16[half0] = scale * sum0, to.ds16[half1] = scale * sum1;
+}
 
 }  // namespace gemmart::cpu

@@ -60,7 +60,8 @@ struct Avx2 {
     }
     // Without VNNI the bytes' products are added in pairs to int16, which saturates: biased int8 weights (up to 255)
     // would, so the sign goes to the activation instead.
-    static constexpr float kSignedOffset = 0;
+    static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm256_storeu_si256((__m256i*)p, x); }
+    static constexpr int kSignedBias = 0;
     static GEMMART_INLINE B signed_bytes(B x) { return x; }
 
     template <int kBits>
@@ -69,6 +70,13 @@ struct Avx2 {
         static constexpr int kTogether = kBits == 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
         __m256i total, pairs;
 
+        template <int kBias>
+        GEMMART_INLINE void begin(const int32_t* sum) {
+            static_assert((kBias & (kBias - 1)) == 0);
+            total = kBias ? _mm256_slli_epi32(_mm256_set1_epi32(*sum), __builtin_ctz(kBias | 256))
+                          : _mm256_setzero_si256();
+        }
+
         template <int S>
         GEMMART_INLINE void add(B u, const int8_t* q) {
             int four;
@@ -76,7 +84,6 @@ struct Avx2 {
             B x = _mm256_set1_epi32(four);
             if constexpr (kBits == 8) x = _mm256_sign_epi8(x, u), u = _mm256_abs_epi8(u);
             const B two = _mm256_maddubs_epi16(u, x);
-            if constexpr (S == 0) total = _mm256_setzero_si256();
             if constexpr (S % kTogether == 0) {
                 if constexpr (S > 0) widen();
                 pairs = two;
@@ -99,6 +106,6 @@ struct Avx2 {
 
 }  // namespace
 
-void fill_matmul_avx2(Kernels& k) { k.matmul = matmul_x86<Avx2>; }
+void fill_matmul_avx2(Kernels& k) { k.matmul = matmul_x86<Avx2, ManyColumns>; }
 
 }  // namespace gemmart::cpu

@@ -9,11 +9,11 @@
 namespace gemmart::cpu {
 namespace {
 
-// A block of a panel of an integer format: weight = scale · u − offset.
+// A block of a panel of an integer format: weight = scale · (u − bias) − offset.
 struct Unpacked {
     uint8_t u[kBlock * kPanel];        // [slot][row][4 columns]
     float scale[kBlock / 16][kPanel];  // a group of 32, or a half group of 16 columns
-    float offset[kBlock / 16][kPanel];
+    float offset[kBlock / 16][kPanel];  // of the formats that have one
 };
 
 using Bytes = const uint8_t*;
@@ -28,10 +28,7 @@ uint8_t bit_at(Bytes p, int i) { return (p[i / 8] >> (i % 8)) & 1; }
 
 void unpack_q4_0(Bytes p, Unpacked& out) {
     for (int i = 0; i < 512; ++i) out.u[i] = nibble(p + 32 + i % 256, i / 256);
-    for (int r = 0; r < kPanel; ++r) {
-        out.scale[0][r] = half_at(p, r);
-        out.offset[0][r] = 8 * out.scale[0][r];
-    }
+    for (int r = 0; r < kPanel; ++r) out.scale[0][r] = half_at(p, r);
 }
 
 void unpack_q4_1(Bytes p, Unpacked& out) {
@@ -44,10 +41,7 @@ void unpack_q4_1(Bytes p, Unpacked& out) {
 
 void unpack_q5_0(Bytes p, Unpacked& out) {
     for (int i = 0; i < 512; ++i) out.u[i] = nibble(p + 96 + i % 256, i / 256) | bit_at(p + 32, i) << 4;
-    for (int r = 0; r < kPanel; ++r) {
-        out.scale[0][r] = half_at(p, r);
-        out.offset[0][r] = 16 * out.scale[0][r];
-    }
+    for (int r = 0; r < kPanel; ++r) out.scale[0][r] = half_at(p, r);
 }
 
 void unpack_q5_1(Bytes p, Unpacked& out) {
@@ -60,18 +54,12 @@ void unpack_q5_1(Bytes p, Unpacked& out) {
 
 void unpack_q8_0(Bytes p, Unpacked& out) {
     for (int i = 0; i < 512; ++i) out.u[i] = p[32 + i] ^ 0x80;
-    for (int r = 0; r < kPanel; ++r) {
-        out.scale[0][r] = half_at(p, r);
-        out.offset[0][r] = 128 * out.scale[0][r];
-    }
+    for (int r = 0; r < kPanel; ++r) out.scale[0][r] = half_at(p, r);
 }
 
 void unpack_iq4_nl(Bytes p, Unpacked& out) {
     for (int i = 0; i < 512; ++i) out.u[i] = kIQ4Levels[nibble(p + 32 + i % 256, i / 256)] + 128;
-    for (int r = 0; r < kPanel; ++r) {
-        out.scale[0][r] = half_at(p, r);
-        out.offset[0][r] = 128 * out.scale[0][r];
-    }
+    for (int r = 0; r < kPanel; ++r) out.scale[0][r] = half_at(p, r);
 }
 
 // The six bits of group g, row r
@@ -100,7 +88,6 @@ void unpack_q3_k(Bytes p, Unpacked& out) {
             const int six = nibble(p + 32 + s % 8 * kPanel + r, s / 8) | two_bits(p + 160 + s % 4 * kPanel + r, s / 4)
                                                                              << 4;
             out.scale[s][r] = half_at(p, r) * (six - 32);
-            out.offset[s][r] = 4 * out.scale[s][r];
         }
 }
 
@@ -135,7 +122,6 @@ void unpack_q6_k(Bytes p, Unpacked& out) {
     for (int s = 0; s < 16; ++s)
         for (int r = 0; r < kPanel; ++r) {
             out.scale[s][r] = half_at(p, r) * static_cast<int8_t>(p[32 + s * kPanel + r]);
-            out.offset[s][r] = 32 * out.scale[s][r];
         }
 }
 
@@ -145,7 +131,6 @@ void unpack_iq4_xs(Bytes p, Unpacked& out) {
             out.u[512 * g + i] = kIQ4Levels[nibble(p + 128 + 256 * g + i % 256, i / 256)] + 128;
         for (int r = 0; r < kPanel; ++r) {
             out.scale[g][r] = half_at(p, r) * (six_bits(p + 32, p + 96, g, r) - 32);
-            out.offset[g][r] = 128 * out.scale[g][r];
         }
     }
 }
@@ -158,29 +143,39 @@ struct Column {
 };
 
 Column column_of(const Activations& x, int group_begin, int w, int c) {
-    const size_t at = static_cast<size_t>(group_begin) * x.n_cols;
-    return {x.q + at + 4 * c, x.d + at / 32 + c, x.ds32 + at / 32 + c, x.ds16 + at / 16 + c, x.x + at + c, w};
+    const ActivationArrays at = arrays_at(x.data, static_cast<size_t>(group_begin) * x.n_cols);
+    return {at.q + c * kGroup, at.d + c, at.ds32 + c, at.ds16 + c, at.x + c, w};
 }
 
-template <int kColumns, bool kHalves, void (*unpack)(Bytes, Unpacked&)>
+// How the numbers of a format's blocks are to be read.
+struct Format {
+    int columns;  // a block
+    bool halves;  // a scale for 16 columns, otherwise for 32
+    int bias;
+    bool offset;
+};
+
+template <Format kFormat, void (*unpack)(Bytes, Unpacked&)>
 void accumulate_integer(Bytes block, int first_group, const Column& x, float* sum, Unpacked& scratch, bool fresh) {
     if (fresh) unpack(block, scratch);
-    for (int i = 0; i < kColumns / kGroup; ++i) {
+    for (int i = 0; i < kFormat.columns / kGroup; ++i) {
         const int g = first_group + i;
+        const float d = x.d[g * x.w];
         for (int r = 0; r < kPanel; ++r) {
             int dot[2] = {0, 0};
-            for (int s = 0; s < 8; ++s)
-                for (int b = 0; b < 4; ++b)
-                    dot[s / 4] += scratch.u[(8 * i + s) * 64 + 4 * r + b] * x.q[(8 * g + s) * 4 * x.w + b];
-            const float d = x.d[g * x.w];
-            if constexpr (kHalves) {
+            for (int k = 0; k < kGroup; ++k)
+                dot[k / 16] +=
+                    (scratch.u[(8 * i + k / 4) * 64 + 4 * r + k % 4] - kFormat.bias) * x.q[g * kGroup * x.w + k];
+            if constexpr (kFormat.halves) {
                 const float t = scratch.scale[2 * i][r] * dot[0] + scratch.scale[2 * i + 1][r] * dot[1];
                 sum[r] += t * d;
-                sum[r] -= scratch.offset[2 * i][r] * x.ds16[2 * g * x.w];
-                sum[r] -= scratch.offset[2 * i + 1][r] * x.ds16[(2 * g + 1) * x.w];
+                if constexpr (kFormat.offset) {
+                    sum[r] -= scratch.offset[2 * i][r] * x.ds16[2 * g * x.w];
+                    sum[r] -= scratch.offset[2 * i + 1][r] * x.ds16[(2 * g + 1) * x.w];
+                }
             } else {
                 sum[r] += scratch.scale[i][r] * (dot[0] + dot[1]) * d;
-                sum[r] -= scratch.offset[i][r] * x.ds32[g * x.w];
+                if constexpr (kFormat.offset) sum[r] -= scratch.offset[i][r] * x.ds32[g * x.w];
             }
         }
     }
@@ -190,11 +185,11 @@ void store(const float* sum, int row, int n_rows, float* out) {
     for (int r = 0; r < kPanel && row + r < n_rows; ++r) out[row + r] = sum[r];
 }
 
-template <int kColumns, bool kHalves, void (*unpack)(Bytes, Unpacked&)>
+template <Format kFormat, void (*unpack)(Bytes, Unpacked&)>
 void matmul_integer(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                     std::byte* scratch) {
     auto& unpacked = *reinterpret_cast<Unpacked*>(scratch);
-    const int n_blocks = w.n_cols / kColumns;
+    const int n_blocks = w.n_cols / kFormat.columns;
     const size_t block_bytes = w.stride / n_blocks;
     auto* sums = reinterpret_cast<float (*)[kPanel]>(scratch + sizeof(Unpacked));
     constexpr int kSums = (kScratchBytes - sizeof(Unpacked)) / sizeof(*sums) / kMaxWidth * kMaxWidth;
@@ -212,7 +207,7 @@ void matmul_integer(const Matrix& w, const Activations& x, int panel_begin, int 
                 for (int begin = c0, width; begin < c1; begin += width) {
                     width = column_group_width(x.n_tokens - begin);
                     for (int c = 0; c < width; ++c, fresh = false)
-                        accumulate_integer<kColumns, kHalves, unpack>(p, block * kColumns / kGroup,
+                        accumulate_integer<kFormat, unpack>(p, block * kFormat.columns / kGroup,
                                                                       column_of(x, begin, width, c),
                                                                       sums[begin + c - c0], unpacked, fresh);
                 }
@@ -289,18 +284,18 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
 void matmul_scalar(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch) {
     auto* multiply = !w.packed                  ? matmul_rows
-                     : w.dtype == DType::Q4_0   ? matmul_integer<32, false, unpack_q4_0>
-                     : w.dtype == DType::Q4_1   ? matmul_integer<32, false, unpack_q4_1>
-                     : w.dtype == DType::Q5_0   ? matmul_integer<32, false, unpack_q5_0>
-                     : w.dtype == DType::Q5_1   ? matmul_integer<32, false, unpack_q5_1>
-                     : w.dtype == DType::Q2_K   ? matmul_integer<256, true, unpack_q2_k>
-                     : w.dtype == DType::Q3_K   ? matmul_integer<256, true, unpack_q3_k>
-                     : w.dtype == DType::Q8_0   ? matmul_integer<32, false, unpack_q8_0>
-                     : w.dtype == DType::IQ4_NL ? matmul_integer<32, false, unpack_iq4_nl>
-                     : w.dtype == DType::IQ4_XS ? matmul_integer<256, false, unpack_iq4_xs>
-                     : w.dtype == DType::Q4_K   ? matmul_integer<256, false, unpack_q4_k>
-                     : w.dtype == DType::Q5_K   ? matmul_integer<256, false, unpack_q5_k>
-                     : w.dtype == DType::Q6_K   ? matmul_integer<256, true, unpack_q6_k>
+                     : w.dtype == DType::Q4_0   ? matmul_integer<Format{32, false, 8, false}, unpack_q4_0>
+                     : w.dtype == DType::Q4_1   ? matmul_integer<Format{32, false, 0, true}, unpack_q4_1>
+                     : w.dtype == DType::Q5_0   ? matmul_integer<Format{32, false, 16, false}, unpack_q5_0>
+                     : w.dtype == DType::Q5_1   ? matmul_integer<Format{32, false, 0, true}, unpack_q5_1>
+                     : w.dtype == DType::Q2_K   ? matmul_integer<Format{256, true, 0, true}, unpack_q2_k>
+                     : w.dtype == DType::Q3_K   ? matmul_integer<Format{256, true, 4, false}, unpack_q3_k>
+                     : w.dtype == DType::Q8_0   ? matmul_integer<Format{32, false, 128, false}, unpack_q8_0>
+                     : w.dtype == DType::IQ4_NL ? matmul_integer<Format{32, false, 128, false}, unpack_iq4_nl>
+                     : w.dtype == DType::IQ4_XS ? matmul_integer<Format{256, false, 128, false}, unpack_iq4_xs>
+                     : w.dtype == DType::Q4_K   ? matmul_integer<Format{256, false, 0, true}, unpack_q4_k>
+                     : w.dtype == DType::Q5_K   ? matmul_integer<Format{256, false, 0, true}, unpack_q5_k>
+                     : w.dtype == DType::Q6_K   ? matmul_integer<Format{256, true, 32, false}, unpack_q6_k>
                                                 : matmul_float;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }

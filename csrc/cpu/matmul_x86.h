@@ -11,9 +11,9 @@
 //   set, broadcast, load, load_some, store_some (the first n), load_bytes, lane_bytes (a byte a lane)
 //   mul, add, fma (a · b + c), fnma (c − a · b)
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
-//   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up: to the bytes of a slot
-//   signed_bytes, kSignedOffset: int8 weights as what Dot<8> takes, and the number that this adds to each
-//   Dot<bits>: integer sums of weights of so many bits; add<s>(u, q) takes slots in order, from 0
+//   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up, store_bytes: the bytes of a slot
+//   signed_bytes, kSignedBias: int8 weights as what Dot<8> takes, and the number that this adds to each
+//   Dot<bits>: integer sums of weights of so many bits: begin<bias>(−Σ q), then add<s>(u, q) takes slots in order, from 0
 #pragma once
 
 #include <immintrin.h>
@@ -46,7 +46,7 @@ GEMMART_INLINE void unroll(F f) {
 // of a group's bits depends on g % kTurn. `lane` is the tile's first row in the panel. kParts: scales a group.
 
 template <typename V, int N>
-struct Scales {  // weight = scale · u − offset
+struct Scales {  // weight = scale · (u − kBias) − offset, the last only where kOffset
     typename V::F scale[N], offset[N];
 };
 
@@ -61,7 +61,8 @@ GEMMART_INLINE typename V::F six_bits(Bytes lo, Bytes hi) {
 
 template <typename V>
 struct Q4_0 {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 4, kBytes = 288;
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 4, kBytes = 288, kBias = 8;
+    static constexpr bool kOffset = false;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
         const auto v = V::load_bytes(p + 32 + S % 4 * 64 + 4 * lane);
@@ -69,13 +70,13 @@ struct Q4_0 {
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
         out.scale[0] = V::halves(p + 2 * lane);
-        out.offset[0] = V::mul(V::set(8), out.scale[0]);
     }
 };
 
 template <typename V>
 struct Q4_1 {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 4, kBytes = 320;
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 4, kBytes = 320, kBias = 0;
+    static constexpr bool kOffset = true;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return Q4_0<V>::template slot<0, S>(p + 32, g, lane);
@@ -88,20 +89,21 @@ struct Q4_1 {
 
 template <typename V>
 struct Q5_0 {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 352;
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 352, kBias = 16;
+    static constexpr bool kOffset = false;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return V::template with_bit<4>(Q4_0<V>::template slot<0, S>(p + 64, g, lane), p + 32 + 8 * S + lane / 2);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
         out.scale[0] = V::halves(p + 2 * lane);
-        out.offset[0] = V::mul(V::set(16), out.scale[0]);
     }
 };
 
 template <typename V>
 struct Q5_1 {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 384;
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 384, kBias = 0;
+    static constexpr bool kOffset = true;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return Q5_0<V>::template slot<0, S>(p + 32, g, lane);
@@ -111,20 +113,21 @@ struct Q5_1 {
 
 template <typename V>
 struct Q8_0 {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 544;
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 544, kBias = V::kSignedBias;
+    static constexpr bool kOffset = false;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
         return V::signed_bytes(V::load_bytes(p + 32 + 64 * S + 4 * lane));
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
         out.scale[0] = V::halves(p + 2 * lane);
-        out.offset[0] = V::mul(V::set(V::kSignedOffset), out.scale[0]);
     }
 };
 
 template <typename V>
 struct IQ4_NL {
-    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 288;
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 8, kBytes = 288, kBias = V::kSignedBias;
+    static constexpr bool kOffset = false;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return V::signed_bytes(V::look_up(kIQ4Levels, Q4_0<V>::template slot<0, S>(p, g, lane)));
@@ -134,7 +137,8 @@ struct IQ4_NL {
 
 template <typename V>
 struct Q2_K {
-    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 4, kBytes = 1344;
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 4, kBytes = 1344, kBias = 0;
+    static constexpr bool kOffset = true;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return V::template two_bits<J>(V::load_bytes(p + 320 + g / 4 * 512 + S * 64 + 4 * lane));
@@ -152,7 +156,8 @@ struct Q2_K {
 
 template <typename V>
 struct Q3_K {
-    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 4, kBytes = 1760;
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 4, kBytes = 1760, kBias = 4;
+    static constexpr bool kOffset = false;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return V::template with_bit<2>(Q2_K<V>::template slot<J, S>(p + 416, g, lane),
@@ -165,14 +170,14 @@ struct Q3_K {
             const auto six =
                 six_bits<V, 4 * (i / 8), 2 * (i / 4)>(p + 32 + i % 8 * kPanel + lane, p + 160 + i % 4 * kPanel + lane);
             out.scale[i] = V::mul(d, V::add(six, V::set(-32)));
-            out.offset[i] = V::mul(V::set(4), out.scale[i]);
         });
     }
 };
 
 template <typename V>
 struct Q4_K {
-    static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 4, kBytes = 2304;
+    static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 4, kBytes = 2304, kBias = 0;
+    static constexpr bool kOffset = true;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         const auto v = V::load_bytes(p + 256 + g / 2 * 512 + S * 64 + 4 * lane);
@@ -191,7 +196,8 @@ struct Q4_K {
 
 template <typename V>
 struct Q5_K {
-    static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 5, kBytes = 2816;
+    static constexpr int kColumns = 256, kTurn = 2, kParts = 1, kBits = 5, kBytes = 2816, kBias = 0;
+    static constexpr bool kOffset = true;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return V::template with_bit<4>(Q4_K<V>::template slot<J, S>(p + 512, g, lane),
@@ -202,7 +208,8 @@ struct Q5_K {
 
 template <typename V>
 struct IQ4_XS {
-    static constexpr int kColumns = 256, kTurn = 1, kParts = 1, kBits = 8, kBytes = 2176;
+    static constexpr int kColumns = 256, kTurn = 1, kParts = 1, kBits = 8, kBytes = 2176, kBias = V::kSignedBias;
+    static constexpr bool kOffset = false;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return IQ4_NL<V>::template slot<0, S>(p + 96 + g * 256, 0, lane);  // as if d stood before each group
@@ -214,14 +221,14 @@ struct IQ4_XS {
             const auto six =
                 six_bits<V, 4 * (g & 1), 2 * (g % 4)>(p + 32 + g / 2 * kPanel + lane, p + 96 + g / 4 * kPanel + lane);
             out.scale[g] = V::mul(d, V::add(six, V::set(-32)));
-            out.offset[g] = V::mul(V::set(V::kSignedOffset), out.scale[g]);
         });
     }
 };
 
 template <typename V>
 struct Q6_K {
-    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 6, kBytes = 3360;
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 2, kBits = 6, kBytes = 3360, kBias = 32;
+    static constexpr bool kOffset = false;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         const auto v = V::load_bytes(p + 288 + g / 4 * 1024 + (8 * (J & 1) + S) * 64 + 4 * lane);
@@ -232,7 +239,6 @@ struct Q6_K {
         const auto d = V::halves(p + 2 * lane);
         for (int i = 0; i < 16; ++i) {
             out.scale[i] = V::mul(d, V::from_s8(V::lane_bytes(p + 32 + i * kPanel + lane)));
-            out.offset[i] = V::mul(V::set(32), out.scale[i]);
         }
     }
 };
@@ -292,8 +298,7 @@ template <typename V, typename Source, int W, int C>
 struct IntegerTile {
     static constexpr int kPanels = 1;
 
-    // `at`: elements before the first column of the group and k
-    static void multiply(Bytes panel, size_t, int n_cols, const Activations& x, size_t at, int column, const Target& to,
+    static void multiply(Bytes panel, size_t, int n_cols, const ActivationArrays& x, int column, const Target& to,
                          int lane) {
         constexpr int kGroups = Source::kColumns / kGroup, kParts = Source::kParts;
         constexpr int kChains = kParts == 1 && C <= 2 ? 2 : 1;  // one column is short of independent work
@@ -301,9 +306,10 @@ struct IntegerTile {
         unroll<C>([&](auto c) __attribute__((always_inline)) {
             sum[decltype(c)::value] = load_sum<V>(to, decltype(c)::value, lane);
         });
-        const int8_t* q = x.q + at + 4 * column;
-        const float* d = x.d + at / 32 + column;
-        const float* ds = (kParts == 1 ? x.ds32 + at / 32 : x.ds16 + at / 16) + column;
+        const int8_t* q = x.q + kGroup * column;
+        const float* d = x.d + column;
+        const float* ds = (kParts == 1 ? x.ds32 : x.ds16) + column;
+        const int32_t* sums = (kParts == 1 ? x.s32 : x.s16) + column;
         for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes) {
             Scales<V, kGroups * kParts> scales;
             Source::scales(panel, lane, scales);
@@ -315,13 +321,18 @@ struct IntegerTile {
                     unroll<kParts>([&](auto part) __attribute__((always_inline)) {
                         constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;
                         typename V::template Dot<Source::kBits> dot[kChains][C];
+                        unroll<C>([&](auto c) __attribute__((always_inline)) {
+                            constexpr int kC = decltype(c)::value;
+                            dot[0][kC].template begin<Source::kBias>(sums + kPart * W + kC);
+                            if constexpr (kChains == 2) dot[1][kC].template begin<0>(sums);
+                        });
                         unroll<kSlots>([&](auto s) __attribute__((always_inline)) {
                             constexpr int S = decltype(s)::value;
                             const auto u = Source::template slot<J, kPart * kSlots + S>(panel, turn + J, lane);
                             unroll<C>([&](auto c) __attribute__((always_inline)) {
                                 constexpr int kC = decltype(c)::value;
                                 dot[S % kChains][kC].template add<S / kChains>(
-                                    u, q + (kPart * kSlots + S) * 4 * W + 4 * kC);
+                                    u, q + kC * kGroup + (kPart * kSlots + S) * 4);
                             });
                         });
                         const auto scale = scales.scale[(turn + J) * kParts + kPart];
@@ -335,13 +346,14 @@ struct IntegerTile {
                     unroll<C>([&](auto c) __attribute__((always_inline)) {
                         constexpr int kC = decltype(c)::value;
                         sum[kC] = V::fma(t[kC], V::broadcast(d + kC), sum[kC]);
-                        unroll<kParts>([&](auto part) __attribute__((always_inline)) {
-                            constexpr int kPart = decltype(part)::value;
-                            sum[kC] = V::fnma(scales.offset[(turn + J) * kParts + kPart],
-                                              V::broadcast(ds + kPart * W + kC), sum[kC]);
-                        });
+                        if constexpr (Source::kOffset)
+                            unroll<kParts>([&](auto part) __attribute__((always_inline)) {
+                                constexpr int kPart = decltype(part)::value;
+                                sum[kC] = V::fnma(scales.offset[(turn + J) * kParts + kPart],
+                                                  V::broadcast(ds + kPart * W + kC), sum[kC]);
+                            });
                     });
-                    q += kGroup * W, d += W, ds += kParts * W;
+                    q += kGroup * W, d += W, ds += kParts * W, sums += kParts * W;
                 });
         }
         unroll<C>([&](auto c) __attribute__((always_inline)) {
@@ -363,9 +375,9 @@ struct FloatTile {
     }
 
     template <int P = kPanels>
-    static void multiply(Bytes panel, size_t stride, int n_cols, const Activations& activations, size_t at, int column,
+    static void multiply(Bytes panel, size_t stride, int n_cols, const ActivationArrays& activations, int column,
                          const Target& to, int lane) {
-        const float* x = activations.x + at + column;
+        const float* x = activations.x + column;
         typename V::F sum[P][C];
         each<P>([&](auto p, auto c) __attribute__((always_inline)) {
             sum[p.value][c.value] = load_sum<V>(to, c.value, p.value * kPanel + lane);
@@ -403,12 +415,14 @@ struct Span {
     int n_panels, row, n_rows, k0, n_cols;
 };
 
+// The column group of width W that begins at `begin`.
 template <typename V, template <typename, typename, int, int> typename Tile, typename Source, int W>
 void multiply_group(const Span& w, const Activations& x, int begin, float* out, size_t ld_out) {
     constexpr int C = W < V::kTile ? W : V::kTile;
     using T = Tile<V, Source, W, C>;
+    const ActivationArrays group =
+        arrays_at(x.data, static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(w.k0) * W);
     for (int c = 0; c < W; c += C) {
-        const size_t at = static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(w.k0) * W;
         for (int panel = 0; panel < w.n_panels;) {
             const Bytes p = w.panels + panel * w.stride;
             const int row = w.row + panel * kPanel;
@@ -416,22 +430,24 @@ void multiply_group(const Span& w, const Activations& x, int begin, float* out, 
             const bool whole = w.n_panels - panel >= T::kPanels;
             for (int lane = 0; lane < kPanel; lane += V::kLanes) {
                 if constexpr (T::kPanels == 1)
-                    T::multiply(p, w.stride, w.n_cols, x, at, c, to, lane);
+                    T::multiply(p, w.stride, w.n_cols, group, c, to, lane);
                 else if (whole)
-                    T::multiply(p, w.stride, w.n_cols, x, at, c, to, lane);
+                    T::multiply(p, w.stride, w.n_cols, group, c, to, lane);
                 else
-                    T::template multiply<1>(p, w.stride, w.n_cols, x, at, c, to, lane);
+                    T::template multiply<1>(p, w.stride, w.n_cols, group, c, to, lane);
             }
             panel += whole ? T::kPanels : 1;
         }
     }
 }
 
+// Column groups of full width, and the rest.
 template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
-void multiply(const Span& w, const Activations& x, float* out, size_t ld_out) {
-    for (int begin = 0, width; begin < x.n_tokens; begin += width) {
+void multiply(const Span& w, const Activations& x, int begin, float* out, size_t ld_out) {
+    for (int width; begin < x.n_tokens; begin += width) {
         width = column_group_width(x.n_tokens - begin);
-        auto* group = width == 8   ? multiply_group<V, Tile, Source, 8>
+        auto* group = width == 16  ? multiply_group<V, Tile, Source, 16>
+                      : width == 8 ? multiply_group<V, Tile, Source, 8>
                       : width == 4 ? multiply_group<V, Tile, Source, 4>
                       : width == 2 ? multiply_group<V, Tile, Source, 2>
                                    : multiply_group<V, Tile, Source, 1>;
@@ -443,14 +459,105 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 constexpr int kBlockPanels = 4;  // panels that stay in L2 while the column groups pass
 
+// The columns from `begin` on.
 template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
-void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
-                   std::byte*) {
+void multiply_panels(const Matrix& w, const Activations& x, int begin, int panel_begin, int panel_end, float* out,
+                     size_t ld_out) {
     for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels)
         multiply<V, Tile, Source>({reinterpret_cast<Bytes>(w.data) + panel * w.stride, w.stride,
                                    least(kBlockPanels, panel_end - panel), panel * kPanel, w.n_rows, 0, w.n_cols},
-                                  x, out, ld_out);
+                                  x, begin, out, ld_out);
 }
+
+template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
+void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                   std::byte*) {
+    multiply_panels<V, Tile, Source>(w, x, 0, panel_begin, panel_end, out, ld_out);
+}
+
+// A group of another source with its bytes, scales and offsets unpacked.
+template <typename V, typename Source>
+struct Unpacked {
+    static constexpr int kColumns = kGroup, kTurn = 1, kParts = Source::kParts, kBits = Source::kBits;
+    static constexpr int kBias = Source::kBias, kScaleBytes = kParts * kPanel * sizeof(float);
+    static constexpr bool kOffset = Source::kOffset;
+    static constexpr int kBytes = kGroup * kPanel + kScaleBytes * (1 + kOffset);
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
+        return V::load_bytes(p + 64 * S + 4 * lane);
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, kParts>& out) {
+        const auto* numbers = reinterpret_cast<const float*>(p + kGroup * kPanel) + lane;
+        for (int i = 0; i < kParts; ++i) {
+            out.scale[i] = V::load(numbers + i * kPanel);
+            if constexpr (kOffset) out.offset[i] = V::load(numbers + (kParts + i) * kPanel);
+        }
+    }
+
+    // n_cols columns of a panel; `change` is applied to the bytes of each slot.
+    template <typename Change>
+    static void unpack(Bytes panel, int n_cols, uint8_t* to, Change change) {
+        constexpr int kGroups = Source::kColumns / kGroup;
+        for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes, to += kGroups * kBytes)
+            for (int lane = 0; lane < kPanel; lane += V::kLanes) {
+                Scales<V, kGroups * kParts> scales;
+                Source::scales(panel, lane, scales);
+                for (int turn = 0; turn < kGroups; turn += Source::kTurn)
+                    unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
+                        constexpr int J = decltype(j)::value;
+                        uint8_t* group = to + (turn + J) * kBytes;
+                        unroll<8>([&](auto s) __attribute__((always_inline)) {
+                            constexpr int S = decltype(s)::value;
+                            V::store_bytes(group + 64 * S + 4 * lane,
+                                           change(Source::template slot<J, S>(panel, turn + J, lane)));
+                        });
+                        auto* numbers = reinterpret_cast<float*>(group + kGroup * kPanel) + lane;
+                        for (int i = 0; i < kParts; ++i) {
+                            const int part = (turn + J) * kParts + i;
+                            V::store_some(numbers + i * kPanel, scales.scale[part], V::kLanes);
+                            if constexpr (kOffset)
+                                V::store_some(numbers + (kParts + i) * kPanel, scales.offset[part], V::kLanes);
+                        }
+                    });
+            }
+    }
+};
+
+// Panels unpacked into scratch, a run of columns at a time: multiply(span) for each block of panels.
+template <typename V, typename Source, typename Change, typename Multiply>
+void each_unpacked(const Matrix& w, int panel_begin, int panel_end, std::byte* scratch, Change change,
+                   Multiply multiply) {
+    using Group = Unpacked<V, Source>;
+    constexpr int kRun = 2304;  // columns that are unpacked at a time, at most
+    static_assert(kBlockPanels * kRun / kGroup * Group::kBytes <= kScratchBytes);
+    const int n_runs = (w.n_cols + kRun - 1) / kRun;
+    const int run = (w.n_cols / kGroup + n_runs - 1) / n_runs * kGroup / Source::kColumns * Source::kColumns;
+    auto* unpacked = reinterpret_cast<uint8_t*>(scratch);
+    for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels) {
+        const int n_panels = least(kBlockPanels, panel_end - panel);
+        for (int k = 0; k < w.n_cols; k += run) {
+            const int n_cols = least(run, w.n_cols - k);
+            const size_t stride = static_cast<size_t>(n_cols) / kGroup * Group::kBytes;
+            const auto* from = reinterpret_cast<Bytes>(w.data) + k / Source::kColumns * Source::kBytes;
+            for (int i = 0; i < n_panels; ++i)
+                Group::unpack(from + (panel + i) * w.stride, n_cols, unpacked + i * stride, change);
+            multiply(Span{unpacked, stride, n_panels, panel * kPanel, w.n_rows, k, n_cols});
+        }
+    }
+}
+
+// Integer products with so many columns that each panel is unpacked once for all of them.
+template <typename V, typename Source>
+struct ManyColumns {
+    static constexpr int kFrom = 32;
+
+    static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out,
+                       size_t ld_out, std::byte* scratch) {
+        each_unpacked<V, Source>(
+            w, panel_begin, panel_end, scratch, [](auto u) { return u; },
+            [&](const Span& span) { multiply<V, IntegerTile, Unpacked<V, Source>>(span, x, 0, out, ld_out); });
+    }
+};
 
 // out [n_cols][16] <- 4 rows [n_cols] of `stride` floats
 inline void transpose_rows(const float* rows, int stride, int n_cols, float* out) {
@@ -485,27 +592,34 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
             }
             multiply<V, FloatTile, F32<V>>({reinterpret_cast<Bytes>(panels), kStride * sizeof(float), n_panels,
                                             panel * kPanel, w.n_rows, k, n_cols},
-                                           x, out, ld_out);
+                                           x, 0, out, ld_out);
         }
     }
 }
 
-template <typename V>
+// Many<V, Source>: integer products of Many::kFrom columns and more.
+template <typename V, template <typename, typename> typename Many, typename Source>
+auto* integers(int n_tokens) {
+    return n_tokens < Many<V, Source>::kFrom ? matmul_panels<V, IntegerTile, Source> : Many<V, Source>::matmul;
+}
+
+template <typename V, template <typename, typename> typename Many>
 void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                 std::byte* scratch) {
+    const int n = x.n_tokens;
     auto* multiply = !w.packed                  ? matmul_rows<V>
-                     : w.dtype == DType::Q4_0   ? matmul_panels<V, IntegerTile, Q4_0<V>>
-                     : w.dtype == DType::Q4_1   ? matmul_panels<V, IntegerTile, Q4_1<V>>
-                     : w.dtype == DType::Q5_0   ? matmul_panels<V, IntegerTile, Q5_0<V>>
-                     : w.dtype == DType::Q5_1   ? matmul_panels<V, IntegerTile, Q5_1<V>>
-                     : w.dtype == DType::Q2_K   ? matmul_panels<V, IntegerTile, Q2_K<V>>
-                     : w.dtype == DType::Q3_K   ? matmul_panels<V, IntegerTile, Q3_K<V>>
-                     : w.dtype == DType::Q8_0   ? matmul_panels<V, IntegerTile, Q8_0<V>>
-                     : w.dtype == DType::IQ4_NL ? matmul_panels<V, IntegerTile, IQ4_NL<V>>
-                     : w.dtype == DType::IQ4_XS ? matmul_panels<V, IntegerTile, IQ4_XS<V>>
-                     : w.dtype == DType::Q4_K   ? matmul_panels<V, IntegerTile, Q4_K<V>>
-                     : w.dtype == DType::Q5_K   ? matmul_panels<V, IntegerTile, Q5_K<V>>
-                     : w.dtype == DType::Q6_K   ? matmul_panels<V, IntegerTile, Q6_K<V>>
+                     : w.dtype == DType::Q4_0   ? integers<V, Many, Q4_0<V>>(n)
+                     : w.dtype == DType::Q4_1   ? integers<V, Many, Q4_1<V>>(n)
+                     : w.dtype == DType::Q5_0   ? integers<V, Many, Q5_0<V>>(n)
+                     : w.dtype == DType::Q5_1   ? integers<V, Many, Q5_1<V>>(n)
+                     : w.dtype == DType::Q2_K   ? integers<V, Many, Q2_K<V>>(n)
+                     : w.dtype == DType::Q3_K   ? integers<V, Many, Q3_K<V>>(n)
+                     : w.dtype == DType::Q8_0   ? integers<V, Many, Q8_0<V>>(n)
+                     : w.dtype == DType::IQ4_NL ? integers<V, Many, IQ4_NL<V>>(n)
+                     : w.dtype == DType::IQ4_XS ? integers<V, Many, IQ4_XS<V>>(n)
+                     : w.dtype == DType::Q4_K   ? integers<V, Many, Q4_K<V>>(n)
+                     : w.dtype == DType::Q5_K   ? integers<V, Many, Q5_K<V>>(n)
+                     : w.dtype == DType::Q6_K   ? integers<V, Many, Q6_K<V>>(n)
                      : w.dtype == DType::F32    ? matmul_panels<V, FloatTile, F32<V>>
                      : w.dtype == DType::F16    ? matmul_panels<V, FloatTile, F16<V>>
                                                 : matmul_panels<V, FloatTile, BF16<V>>;

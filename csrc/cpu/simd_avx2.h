@@ -56,6 +56,11 @@ inline Vec keep(Vec v, uint32_t bits, float other) {
     return _mm256_blendv_ps(splat(other), v, _mm256_castsi256_ps(mask));
 }
 
+// Bit i is set where lane i of a is greater than that of b.
+inline uint32_t greater(Vec a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+}
+
 inline Vec swap_pairs(Vec v) { return _mm256_permute_ps(v, 0xb1); }
 // The first n (even) lanes, each pair of neighbours from one number: p[0], p[0], p[1], p[1] …
 inline Vec load_pairs(const float* p, int n) {
@@ -88,6 +93,11 @@ inline Vec load_bfloat16(const void* p) {
 }
 inline Vec load_int8(const void* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+// Of kLanes groups of 4 the numbers i.
+inline Vec load_byte_of_4(const void* p, int i) {
+    const __m256i n = _mm256_slli_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)), 24 - 8 * i);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(n, 24));
 }
 inline void store_half(void* p, Vec v) {
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -45,6 +45,9 @@ inline Vec keep(Vec v, uint32_t bits, float other) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), splat(other), v);
 }
 
+// Bit i is set where lane i of a is greater than that of b.
+inline uint32_t greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+
 inline Vec swap_pairs(Vec v) { return _mm512_permute_ps(v, 0xb1); }
 // The first n (even) lanes, each pair of neighbours from one number: p[0], p[0], p[1], p[1] …
 inline Vec load_pairs(const float* p, int n) {
@@ -70,6 +73,11 @@ inline Vec load_bfloat16(const void* p) {
 }
 inline Vec load_int8(const void* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+// Of kLanes groups of 4 the numbers i.
+inline Vec load_byte_of_4(const void* p, int i) {
+    const __m512i n = _mm512_slli_epi32(_mm512_loadu_si512(p), 24 - 8 * i);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(n, 24));
 }
 inline void store_half(void* p, Vec v) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -7,7 +7,7 @@
 namespace gemmart::cpu {
 namespace {
 
-void quantize_scalar(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16) {
+void quantize_scalar(const float* const* x, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
         for (int c = 0; c < w; ++c) {
             const float* block = x[c] + g * kGroup;
@@ -25,13 +25,10 @@ void quantize_scalar(const float* const* x, int w, int n_cols, int8_t* q, float*
             int sum[2] = {0, 0};
             for (int i = 0; i < kGroup; ++i) {
                 const int value = normal ? static_cast<int>(std::nearbyint(block[i] * (127 / max))) : 0;
-                q[((g * 8 + i / 4) * w + c) * 4 + i % 4] = static_cast<int8_t>(value);
+                to.q[(g * w + c) * kGroup + i] = static_cast<int8_t>(value);
                 sum[i / 16] += value;
             }
-            d[g * w + c] = scale;
-            ds32[g * w + c] = scale * (sum[0] + sum[1]);
-            ds16[2 * g * w + c] = scale * sum[0];
-            ds16[(2 * g + 1) * w + c] = scale * sum[1];
+            put_sums(to, g, w, c, scale, sum[0], sum[1]);
         }
 }
 
@@ -71,6 +68,23 @@ void softcap_scalar(float* x, int n, float cap) {
     for (int i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
 }
 
+bool all_finite_scalar(const float* x, int n) {
+    float sum = 0;  // x · 0 is 0, or NaN for a NaN or an infinity
+    for (int i = 0; i < n; ++i) sum += x[i] * 0.f;
+    return sum == 0;
+}
+
+int find_above_scalar(const float* x, int begin, int n, float limit) {
+    while (begin < n && !(x[begin] > limit)) ++begin;
+    return begin;
+}
+
+double sum_exp_scalar(const float* x, int n, float from) {
+    double sum = 0;
+    for (int i = 0; i < n; ++i) sum += std::exp(x[i] - from);
+    return sum;
+}
+
 void rope_scalar(float* x, const float* cosines, const float* sines, int head_dim, bool neox) {
     const int half = head_dim / 2;
     for (int i = 0; i < half; ++i) {
@@ -92,6 +106,9 @@ void fill_vector_scalar(Kernels& k) {
     k.scale = scale_scalar;
     k.gate = gate_scalar;
     k.softcap = softcap_scalar;
+    k.all_finite = all_finite_scalar;
+    k.find_above = find_above_scalar;
+    k.sum_exp = sum_exp_scalar;
     k.rope = rope_scalar;
 }
 

@@ -18,18 +18,12 @@ int sum_of_16(const int8_t* q) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
 }
 
-void quantize(const float* const* x, int w, int n_cols, int8_t* q, float* d, float* ds32, float* ds16) {
+void quantize(const float* const* x, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
         for (int c = 0; c < w; ++c) {
-            int8_t block[kGroup];
-            const float scale = round_to_int8(x[c] + g * kGroup, block);
-            for (int slot = 0; slot < kGroup / 4; ++slot)
-                std::memcpy(q + ((g * (kGroup / 4) + slot) * w + c) * 4, block + 4 * slot, 4);
-            const int sums[2] = {sum_of_16(block), sum_of_16(block + 16)};
-            d[g * w + c] = scale;
-            ds32[g * w + c] = scale * (sums[0] + sums[1]);
-            ds16[2 * g * w + c] = scale * sums[0];
-            ds16[(2 * g + 1) * w + c] = scale * sums[1];
+            int8_t* q = to.q + (g * w + c) * kGroup;
+            const float scale = round_to_int8(x[c] + g * kGroup, q);
+            put_sums(to, g, w, c, scale, sum_of_16(q), sum_of_16(q + 16));
         }
 }
 
@@ -77,6 +71,36 @@ void softcap(float* x, int n, float cap) {
     for_each(x, x, x, n, [cap](Vec v, Vec) { return capped(v, cap); });
 }
 
+bool all_finite(const float* x, int n) {
+    Vec largest = splat(0);
+    for (int i = 0; i < n; i += kLanes) largest = max_bits(largest, magnitude(load_n(x + i, n - i)));
+    return largest_bits_of(largest) <= 3.40282347e38f;
+}
+
+int find_above(const float* x, int begin, int n, float limit) {
+    for (int i = begin; i < n; i += kLanes)
+        if (const uint32_t found = greater(load_n(x + i, n - i), splat(limit)); found)
+            return i + __builtin_ctz(found);  // n where only lanes beyond the last, which are zero, are above
+    return n;
+}
+
+double sum_exp(const float* x, int n, float from) {
+    constexpr int kRun = 16 * kLanes;  // numbers that are added in float32
+    double lanes[kLanes] = {}, sum = 0;
+    for (int begin = 0; begin < n; begin += kRun) {
+        Vec run = splat(0);
+        for (int i = begin; i < n && i < begin + kRun; i += kLanes) {
+            const Vec power = exp(load_n(x + i, n - i) - splat(from));
+            run = run + (n - i < kLanes ? keep(power, (1u << (n - i)) - 1, 0) : power);
+        }
+        float sums[kLanes];
+        store(sums, run);
+        for (int i = 0; i < kLanes; ++i) lanes[i] += sums[i];
+    }
+    for (double lane : lanes) sum += lane;
+    return sum;
+}
+
 void rope(float* x, const float* cosines, const float* sines, int head_dim, bool neox) {
     const int half = head_dim / 2;
     if (neox) {
@@ -105,6 +129,9 @@ void fill_vector(Kernels& k) {
     k.scale = scale;
     k.gate = gate;
     k.softcap = softcap;
+    k.all_finite = all_finite;
+    k.find_above = find_above;
+    k.sum_exp = sum_exp;
     k.rope = rope;
 }
 

@@ -67,6 +67,8 @@ class Model:
     def __init__(self, facts: ModelFacts, *, n_threads: int, n_batch: int, precise: bool) -> None: ...
     @property
     def isa(self) -> str: ...
+    def time_phases(self, on: bool) -> None: ...
+    def phase_times(self) -> dict[str, float]: ...  # seconds by phase
 
 class Context:
     def __init__(self, model: Model, *, n_kv_tokens: int, n_sequences: int, kv_type: str) -> None: ...
@@ -100,6 +102,8 @@ class kernels:
     @staticmethod
     def read_bandwidth(n_bytes: int, n_threads: int) -> float: ...  # bytes a second
     @staticmethod
+    def multiply_peak(isa: str, numbers: str, n_threads: int) -> float: ...  # numbers: int8 or float; a second
+    @staticmethod
     def has_panels(format: str) -> bool: ...
     @staticmethod
     def matmul(
@@ -124,6 +128,12 @@ class kernels:
     @staticmethod
     def softcap(isa: str, x: NDArray[np.float32], cap: float) -> NDArray[np.float32]: ...
     @staticmethod
+    def all_finite(isa: str, x: NDArray[np.float32]) -> bool: ...
+    @staticmethod
+    def find_above(isa: str, x: NDArray[np.float32], begin: int, limit: float) -> int: ...
+    @staticmethod
+    def sum_exp(isa: str, x: NDArray[np.float32], from_: float) -> float: ...
+    @staticmethod
     def rope(
         isa: str, x: NDArray[np.float32], cosines: NDArray[np.float32], sines: NDArray[np.float32], neox: bool
     ) -> NDArray[np.float32]: ...
@@ -138,4 +148,5 @@ class kernels:
         *,
         window: int = 0,
         softcap: float = 0.0,
+        split: bool = False,
     ) -> NDArray[np.float32]: ...

@@ -8,14 +8,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 import gemmart
 from gemmart import _core, sources
 from gemmart.doctor import cpu_name
 from gemmart.errors import InvalidRequest
+from gemmart.memory import check_fits, make_plan
+from gemmart.model import SMALL_DIM
 from gemmart.progress import Progress
 from gemmart.sampling import Sampling
 from gemmart.terminal import table
 
+TOP_K = 64
+"""Candidates that sampling with the usual settings asks for."""
 GREEDY = Sampling(temperature=0)
 BANDWIDTH_BYTES = (1 << 20, 1 << 30)
 """Least and most bytes that the measurement of the read bandwidth reads at a pass."""
@@ -42,11 +48,7 @@ def measure(
     source = sources.resolve(ref, offline=offline, progress=progress, notice=notice)
     place = (str(source.path), source.offset, source.length)
     ctx = max(prompt, decode + 1) + 1
-    trained = _core.ModelFacts(*place).info()["n_ctx_train"]
-    if ctx > trained:
-        raise InvalidRequest(
-            f"--prompt {prompt}, --decode {decode}: need a context of {ctx} tokens, but {source.name} has {trained}"
-        )
+    _check_context(_core.ModelFacts(*place), ctx, source.name, prompt, decode)
     began = time.perf_counter()
     with gemmart.load(
         ref,
@@ -102,6 +104,75 @@ def measure(
     }
 
 
+def phases(
+    ref: str | None,
+    *,
+    prompt: int,
+    decode: int,
+    repeat: int,
+    threads: int | None,
+    batch: int,
+    kv_type: str,
+    precise: bool | None,
+    offline: bool,
+    progress: Progress,
+    notice: Callable[[str], None],
+) -> dict[str, Any]:
+    """Where the time goes while `prompt` tokens are read and `decode` ones generated after them, `repeat` times:
+    milliseconds a token by phase of the core, medians. "select" is the choice of candidates, "rest" what is neither.
+
+    Raises InvalidRequest where the model's context is too short for that.
+    """
+    source = sources.resolve(ref, offline=offline, progress=progress, notice=notice)
+    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
+    _check_context(facts, prompt + decode, source.name, prompt, decode)
+    plan = make_plan(facts, ctx=prompt + decode, parallel=1, batch=batch, threads=threads, kv_type=kv_type)
+    check_fits(plan, source.name)
+    info = facts.info()
+    precise = info["dim"] <= SMALL_DIM if precise is None else precise
+    model = _core.Model(facts, n_threads=plan.threads, n_batch=batch, precise=precise)
+    prompts = _Prompts(info["n_vocab"])
+
+    def run(steps: list[list[int]], n_answers: int) -> dict[str, float]:
+        """Milliseconds a token by phase of forward passes with these tokens; the last ones choose a token."""
+        model.time_phases(True)
+        selecting = 0.0
+        began = time.perf_counter()
+        for i, step in enumerate(steps):
+            answers = i >= len(steps) - n_answers
+            context.forward(np.array(step, np.int32), [(sequence, len(step))], [len(step) - 1] if answers else [])
+            computed = time.perf_counter()
+            if answers:
+                context.select(0, TOP_K)
+            selecting += time.perf_counter() - computed
+        seconds = time.perf_counter() - began
+        found = model.phase_times() | {"select": selecting}
+        found["rest"] = seconds - sum(found.values())
+        return {name: 1000 * value / sum(map(len, steps)) for name, value in found.items()}
+
+    prefills, decodes = [], []
+    for i in range(repeat + 1):  # the first round warms up
+        progress("measuring", i, repeat + 1)
+        context = _core.Context(model, n_kv_tokens=prompt + decode, n_sequences=1, kv_type=kv_type)
+        sequence = context.kv.new_sequence()
+        tokens = prompts(prompt + decode)
+        prefills.append(run([tokens[j : min(j + batch, prompt)] for j in range(0, prompt, batch)], 1))
+        decodes.append(run([[token] for token in tokens[prompt:]], decode))
+    progress("measuring", repeat + 1, repeat + 1)
+    return {
+        "model": source.name,
+        "cpu": cpu_name(),
+        "isa": model.isa,
+        "precise": precise,
+        "threads": plan.threads,
+        "prompt_tokens": prompt,
+        "decode_tokens": decode,
+        "repeat": repeat,
+        "prefill_ms_per_token": _medians(prefills[1:]),
+        "decode_ms_per_token": _medians(decodes[1:]),
+    }
+
+
 def weight_bytes_per_token(file: _core.Gguf) -> int:
     """Bytes of the matrices that a forward pass of one token reads whole; so not of an embedding that is not the output
     matrix too."""
@@ -127,6 +198,29 @@ def as_text(found: dict[str, Any]) -> str:
             ("peak memory", f"{found['peak_mib']:.0f} MiB"),
         ]
     )
+
+
+def phases_as_text(found: dict[str, Any]) -> str:
+    rows = [("model", found["model"]), ("cpu", f"{found['cpu']}, {found['isa']}, threads: {found['threads']}")]
+    for part in ("prefill", "decode"):
+        times: dict[str, float] = found[f"{part}_ms_per_token"]
+        total = sum(times.values())
+        count = found["prompt_tokens" if part == "prefill" else "decode_tokens"]
+        rows += [("", ""), (part, f"{total:8.3f} ms a token ({count} tokens)")]
+        rows += [(f"  {name}", f"{ms:8.3f} {100 * ms / total:5.1f} %") for name, ms in times.items()]
+    return table(rows)
+
+
+def _check_context(facts: _core.ModelFacts, needed: int, name: str, prompt: int, decode: int) -> None:
+    trained = facts.info()["n_ctx_train"]
+    if needed > trained:
+        raise InvalidRequest(
+            f"--prompt {prompt}, --decode {decode}: need a context of {needed} tokens, but {name} has {trained}"
+        )
+
+
+def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: median(times[name] for times in rounds) for name in rounds[0]}
 
 
 class _Prompts:

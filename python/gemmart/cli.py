@@ -512,18 +512,19 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
         ("--repeat",),
         {"type": AT_LEAST_1, "metavar": "N", "default": 3, "help": "How often; medians are shown; default 3."},
     ),
+    (("--phases",), flag("Show where the time goes instead; it decodes after the prompt.")),
 )
 @precise_options
 @memory_options
 @json_option
 @message_options
-def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, **given: Any) -> int:
+def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, phases: bool, **given: Any) -> int:
     """Measure the speed of a model next to that of the memory."""
     from gemmart import bench as bench_module
 
     messages = _messages(given)
     with messages.progress() as progress:
-        found = bench_module.measure(
+        found = (bench_module.phases if phases else bench_module.measure)(
             _only_model(arguments, given),
             prompt=prompt,
             decode=decode,
@@ -539,7 +540,7 @@ def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, **g
     if given["as_json"]:
         _print_json(found)
     else:
-        print(bench_module.as_text(found))
+        print((bench_module.phases_as_text if phases else bench_module.as_text)(found))
     return 0
 
 

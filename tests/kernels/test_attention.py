@@ -1,6 +1,8 @@
 """Attention over pages, on every usable ISA, against a float64 softmax of the same rounded keys and values. Slots that
 were not stored hold NaN, and pages that no row sees are null."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,18 @@ def test_rows_do_not_depend_on_their_neighbours(isa, rng, kv_type, window):
             assert same_bits(attend(np.arange(n_rows, 40), positions), whole[n_rows:]), n_rows
         order = rng.permutation(40)
         assert same_bits(attend(order, positions), whole[order])
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("window", [0, 40, 256, 300])
+def test_ranges_apart_or_together(isa, rng, kv_type, window):
+    """Ranges of positions that are computed by themselves and merged give the bits of one call over all of them."""
+    keys, values, queries = make(rng, 1100, 64, 20)
+    positions = [*rng.integers(0, 1100, 14), 0, 255, 256, 511, 512, 1099]
+    attend = partial(kernels.attention, isa, kv_type, keys, values, queries, positions, window=window, softcap=50)
+    whole = attend()
+    assert same_bits(attend(split=True), whole)
+    assert_close(whole, reference(kv_type, keys, values, queries, positions, window, 50), values)
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)

@@ -1,0 +1,83 @@
+// The vectors of AVX-512 VNNI for matmul_x86.h: a tile is a whole panel, one zmm a column.
+#pragma once
+
+// GCC 12 takes the undefined inputs inside its own intrinsics for mistakes of ours (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#include "cpu/matmul_x86.h"
+
+namespace gemmart::cpu {
+namespace {
+
+struct Avx512 {
+    static constexpr int kLanes = 16, kTile = 8;
+    using F = __m512;
+    using B = __m512i;
+
+    static GEMMART_INLINE F set(float x) { return _mm512_set1_ps(x); }
+    static GEMMART_INLINE F broadcast(const float* p) { return _mm512_set1_ps(*p); }
+    static GEMMART_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+    static GEMMART_INLINE __mmask16 first(int n) { return n < 16 ? (1 << n) - 1 : 0xffff; }
+    static GEMMART_INLINE F load_some(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+    static GEMMART_INLINE void store_some(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
+    static GEMMART_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static GEMMART_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+    static GEMMART_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static GEMMART_INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+
+    static GEMMART_INLINE F halves(Bytes p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+    template <int Odd>
+    static GEMMART_INLINE F bfloat16(B pairs) {
+        return _mm512_castsi512_ps(Odd ? _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000)))
+                                       : _mm512_slli_epi32(pairs, 16));
+    }
+    static GEMMART_INLINE __m128i lane_bytes(Bytes p) { return _mm_loadu_si128((const __m128i*)p); }
+    static GEMMART_INLINE F from_u8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)); }
+    static GEMMART_INLINE F from_s8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
+
+    static GEMMART_INLINE B load_bytes(Bytes p) { return _mm512_loadu_si512(p); }
+    static GEMMART_INLINE B low_nibble(B x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+    static GEMMART_INLINE B high_nibble(B x) { return low_nibble(_mm512_srli_epi16(x, 4)); }
+    template <int J>  // bits 2 J, 2 J + 1
+    static GEMMART_INLINE B two_bits(B x) {
+        return _mm512_and_si512(_mm512_srli_epi16(x, 2 * J), _mm512_set1_epi8(3));
+    }
+    template <int Bit>
+    static GEMMART_INLINE B with_bit(B x, Bytes bits) {
+        return _mm512_mask_add_epi8(x, _load_mask64((__mmask64*)bits), x, _mm512_set1_epi8(1 << Bit));
+    }
+    static GEMMART_INLINE B sub_bytes(B a, B b) { return _mm512_sub_epi8(a, b); }
+    static GEMMART_INLINE B look_up(const int8_t* levels, B numbers) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)levels)), numbers);
+    }
+    template <int J>  // bits 2 J, 2 J + 1 of `high` become bits 4, 5
+    static GEMMART_INLINE B with_bits45(B x, B high) {
+        const B at_four = J < 2 ? _mm512_slli_epi16(high, 4 - 2 * J) : _mm512_srli_epi16(high, 2 * J - 4);
+        return _mm512_ternarylogic_epi32(x, at_four, _mm512_set1_epi8(48), 0xf8);  // x | (at_four & 48)
+    }
+    static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm512_storeu_si512(p, x); }
+    static constexpr int kSignedBias = 128;
+    static GEMMART_INLINE B signed_bytes(B x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
+
+    template <int kBits>
+    struct Dot {
+        __m512i total;
+        template <int kBias>
+        GEMMART_INLINE void begin(const int32_t* sum) {
+            static_assert((kBias & (kBias - 1)) == 0);
+            total = kBias ? _mm512_slli_epi32(_mm512_set1_epi32(*sum), __builtin_ctz(kBias | 256))
+                          : _mm512_setzero_si512();
+        }
+        template <int>
+        GEMMART_INLINE void add(B u, const int8_t* q) {
+            int four;
+            __builtin_memcpy(&four, q, 4);
+            total = _mm512_dpbusd_epi32(total, u, _mm512_set1_epi32(four));
+        }
+        GEMMART_INLINE void add(const Dot& other) { total = _mm512_add_epi32(total, other.total); }
+        GEMMART_INLINE F sum() const { return _mm512_cvtepi32_ps(total); }
+    };
+};
+
+}  // namespace
+}  // namespace gemmart::cpu
