@@ -28,7 +28,7 @@ def check_device(gpu: str, ngl: str | int, device: str | None) -> None:
 def make_plan(
     facts: _core.ModelFacts,
     *,
-    draft: _core.ModelFacts | None,
+    draft: _core.ModelFacts | None = None,
     ctx: int | None,
     parallel: int,
     batch: int,
