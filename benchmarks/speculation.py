@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed with and without guessing ahead.")
     parser.add_argument("model")
     parser.add_argument("--draft", help="a smaller model; without it, prompt lookup")
-    parser.add_argument("--draft-max", type=int, default=8)
+    parser.add_argument("--draft-max", type=int, default=7)
     parser.add_argument("--prompt")
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--decode", type=int, default=200)

@@ -481,7 +481,7 @@ def test_bench_computes_every_token(tiny: Tiny, oracle: type, monkeypatch: pytes
 # The pace
 
 
-def run_pace(right: list[int], cost_of_a_guess: float, draft_max: int = 8) -> tuple[float, list[int]]:
+def run_pace(right: list[int], cost_of_a_guess: float, draft_max: int = 7) -> tuple[float, list[int]]:
     """Steps, in plain ones, that an answer takes where right[i] of the guesses at the i-th token are right; and the
     guesses' lengths."""
     pace, steps, at, lengths = Pace(), 0.0, 0, []
@@ -504,7 +504,7 @@ def run_pace(right: list[int], cost_of_a_guess: float, draft_max: int = 8) -> tu
 @pytest.mark.parametrize("cost", [0.05, 0.2, 0.5, 1.0])
 def test_wrong_guesses_cost_little(cost: float) -> None:
     steps, lengths = run_pace([0] * 1000, cost)
-    assert steps <= 1000 * 1.02 + 0.25 + 4 * cost
+    assert steps <= 1000 * 1.02 + 0.25 + 3 * cost
     assert lengths
     assert set(lengths[1:]) == {1}
 
@@ -512,15 +512,23 @@ def test_wrong_guesses_cost_little(cost: float) -> None:
 @pytest.mark.parametrize("cost", [0.05, 0.2, 0.5])
 def test_right_guesses_grow_and_pay(cost: float) -> None:
     steps, lengths = run_pace([100] * 1000, cost)
-    assert lengths[:3] == [4, 8, 8]
-    assert 1000 / steps == pytest.approx(9 / (1 + 8 * cost), rel=0.01)
+    assert lengths[:3] == [3, 7, 7]
+    assert 1000 / steps == pytest.approx(8 / (1 + 7 * cost), rel=0.01)
+
+
+def test_some_right_guesses_bring_as_many_again() -> None:
+    """At least one more than was right, rounded up to 1, 3, 7, 15 …"""
+    pace = Pace()
+    for n_right, length in [(0, 1), (1, 3), (2, 3), (3, 7), (6, 7), (7, 15)]:
+        pace.checked(8, n_right, 1.0)
+        assert pace.length == length
 
 
 def test_what_was_won_is_not_gambled_away() -> None:
     """After a long success, failures cost four steps more; and a later success is noticed."""
     steps, _ = run_pace([100] * 1000, 0.2)
     more, _ = run_pace([100] * 1000 + [0] * 1000, 0.2)
-    assert more - steps <= 1000 * 1.02 + 4 + 8 * 0.2
+    assert more - steps <= 1000 * 1.02 + 4 + 7 * 0.2
     last, _ = run_pace([100] * 1000 + [0] * 1000 + [100] * 1000, 0.2)
     assert last - more < 1000 / 3
 
@@ -537,10 +545,10 @@ def rng_right(p: float, n: int) -> list[int]:
 
 def test_a_hiccup_is_forgiven() -> None:
     pace = Pace()
-    pace.checked(4, 4, 1000.0)
+    pace.checked(3, 3, 1000.0)
     for _ in range(300):
         pace.plain()
-    assert pace.length == 8
+    assert pace.length == 7
 
 
 def test_step_times_are_medians() -> None:

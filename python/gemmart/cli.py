@@ -241,8 +241,8 @@ def cli(ctx: click.Context, version: bool) -> None:
         {
             "type": click.IntRange(min=0),
             "metavar": "N",
-            "default": 8,
-            "help": "Most tokens guessed at once; default 8.",
+            "default": 7,
+            "help": "Most tokens guessed at once; default 7.",
         },
     ),
     (

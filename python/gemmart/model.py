@@ -51,7 +51,7 @@ def load(
     precise: bool | None = None,
     lookup: bool = True,
     draft: str | Path | None = None,
-    draft_max: int = 8,
+    draft_max: int = 7,
     gpu: str = "auto",
     ngl: str | int = "auto",
     device: str | None = None,
