@@ -25,6 +25,9 @@ struct FileChanged : Error {  // the file was changed after it was opened
 struct DeviceError : Error {  // a device or instruction set cannot be used
     using Error::Error;
 };
+struct Cancelled : Error {  // by whoever asked for it
+    using Error::Error;
+};
 struct OutOfMemory : Error {
     using Error::Error;
 };

@@ -510,6 +510,16 @@ void GgufFile::read(uint64_t offset, void* dst, size_t n) const {
     }
 }
 
+std::unique_ptr<Mapping> GgufFile::map() const {
+    return std::make_unique<Mapping>(file_->fd, static_cast<size_t>(file_->opened.st_size));
+}
+
+void GgufFile::drop_cached(uint64_t offset, size_t n) const {
+#ifdef POSIX_FADV_DONTNEED
+    posix_fadvise(file_->fd, static_cast<off_t>(offset), static_cast<off_t>(n), POSIX_FADV_DONTNEED);
+#endif
+}
+
 void GgufFile::check_unchanged() const {
     struct stat now;
     const struct stat& then = file_->opened;

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "mapping.h"
 #include "tensor.h"
 
 namespace gemmart {
@@ -79,6 +80,10 @@ class GgufFile {
 
     // n bytes from `offset` of the file on disk. A short read throws FileChanged.
     void read(uint64_t offset, void* dst, size_t n) const;
+    // The file on disk, from its first byte.
+    std::unique_ptr<Mapping> map() const;
+    // Takes these bytes out of the system's cache of files: they will not be wanted again soon.
+    void drop_cached(uint64_t offset, size_t n) const;
     // Throws FileChanged if size or time of modification are not those at the opening. (Who deletes or replaces the
     // file does no harm: the old one stays open.)
     void check_unchanged() const;

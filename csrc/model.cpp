@@ -28,13 +28,15 @@ MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int6
     const KvCache::Stats stats = cache.stats();
     size_t kv = 0;
     for (int group : {Global, Windowed}) kv += stats.n_pages[group] * stats.page_bytes[group];
-    return {cpu::weight_bytes(facts.tensors), cpu::buffer_bytes(facts.config, n_batch, n_threads), kv};
+    return {cpu::packed_weight_bytes(facts.tensors), cpu::mapped_weight_bytes(facts.tensors, n_threads),
+            cpu::buffer_bytes(facts.config, n_batch, n_threads), kv};
 }
 
-Model::Model(ModelFacts facts, int n_threads, int n_batch, bool precise)
+Model::Model(ModelFacts facts, int n_threads, int n_batch, bool precise, const cpu::WeightOptions& options,
+             cpu::Loading& loading)
     : facts_(std::move(facts)),
       n_batch_(n_batch),
-      executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch, precise) {}
+      executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch, precise, options, loading) {}
 
 void Model::time_phases(bool on) {
     std::lock_guard lock(mutex_);
@@ -79,7 +81,10 @@ std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<co
 
     std::lock_guard lock(model_->mutex_);
     n_outputs_ = 0;
-    logits_.resize(std::max(logits_.size(), outputs.size() * n_vocab()));
+    if (const size_t n = outputs.size() * n_vocab(); n > logits_.size()) {
+        logits_ = {};  // nothing is copied, and no room is left for more
+        logits_.resize(n);
+    }
     for (const Run& run : runs) kv_.reserve(run.seq, run.n_tokens);
     model_->executor_.forward(batch, kv_, logits_.data());
     size_t row = 0;

@@ -25,7 +25,8 @@ struct ModelFacts {
 
 // Bytes that a model and a context will take.
 struct MemoryNeed {
-    size_t weights;
+    size_t packed_weights;
+    size_t mapped_weights;  // besides the system's cache of the file
     size_t buffers;
     size_t kv;  // when every page is in use
 };
@@ -34,7 +35,8 @@ MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int6
 
 class Model {
   public:
-    Model(ModelFacts facts, int n_threads, int n_batch, bool precise);
+    Model(ModelFacts facts, int n_threads, int n_batch, bool precise, const cpu::WeightOptions& options,
+          cpu::Loading& loading);
     const ModelFacts& facts() const { return facts_; }
     const cpu::Kernels& kernels() const { return executor_.kernels(); }
     int n_batch() const { return n_batch_; }

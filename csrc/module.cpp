@@ -34,6 +34,8 @@ void raise_in_python(std::exception_ptr error) {
         raise("ModelChanged", e.what());
     } catch (const DeviceError& e) {
         raise("DeviceError", e.what());
+    } catch (const Cancelled& e) {
+        raise("Cancelled", e.what());
     } catch (const OutOfMemory& e) {
         raise("OutOfMemory", e.what());
     } catch (const NotFound& e) {

@@ -9,7 +9,9 @@
 #include <memory>
 #include <new>
 
+#include "cpu/activations.h"
 #include "cpu/bandwidth.h"
+#include "cpu/kernel_bench.h"
 #include "cpu/kernels.h"
 #include "cpu/peak.h"
 #include "error.h"
@@ -42,30 +44,11 @@ const FormatInfo& format_named(const std::string& name) {
 }
 
 // Activations of x [n_tokens, n_cols], packed by one ISA's kernels.
-struct Packed {
-    std::vector<int8_t> q;
-    std::vector<float> d, ds32, ds16, x;
-    std::vector<int32_t> s32, s16;
-    Activations view;
-
-    Packed(const Kernels& kernels, const Floats& in) {
-        check<std::invalid_argument>(in.ndim() == 2 && in.shape(1) % kGroup == 0,
-                                     "x must be [n_tokens, n_cols], n_cols a multiple of ", kGroup);
-        const int n_tokens = static_cast<int>(in.shape(0)), n_cols = static_cast<int>(in.shape(1));
-        const size_t n = in.size();
-        q.resize(n), x.resize(n), d.resize(n / 32), ds32.resize(n / 32), ds16.resize(n / 16);
-        s32.resize(n / 32), s16.resize(n / 16);
-        view = {n_tokens, n_cols, {q.data(), d.data(), ds32.data(), ds16.data(), s32.data(), s16.data(), x.data()}};
-        for (int c = 0, w; c < n_tokens; c += w) {
-            w = column_group_width(n_tokens - c);
-            const float* rows[kMaxWidth];
-            for (int i = 0; i < w; ++i) rows[i] = in.data(c + i, 0);
-            const ActivationArrays to = arrays_at(view.data, static_cast<size_t>(c) * n_cols);
-            kernels.quantize(rows, w, n_cols, to);
-            kernels.interleave(rows, w, n_cols, to.x);
-        }
-    }
-};
+OwnedActivations pack(const Kernels& kernels, const Floats& x) {
+    check<std::invalid_argument>(x.ndim() == 2 && x.shape(1) % kGroup == 0,
+                                 "x must be [n_tokens, n_cols], n_cols a multiple of ", kGroup);
+    return {kernels, static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)), [&](int i) { return x.data(i, 0); }};
+}
 
 // Rows of a format, packed into panels where the format has a packed layout and `packed` asks for it.
 struct Weights {
@@ -100,7 +83,7 @@ struct Weights {
 Floats matmul(const std::string& isa, const std::string& format, const Raw& weights, const Floats& x, bool packed,
               std::vector<int> panels) {
     const Kernels& kernels = kernels_for(isa);
-    Packed activations(kernels, x);
+    const OwnedActivations activations = pack(kernels, x);
     Weights w(format_named(format), weights, activations.view.n_cols, packed);
     const int n_panels = (w.view.n_rows + kPanel - 1) / kPanel;
     if (panels.empty()) panels = {0, n_panels};
@@ -121,7 +104,7 @@ Floats matmul(const std::string& isa, const std::string& format, const Raw& weig
 }
 
 py::dict quantize(const std::string& isa, const Floats& x) {
-    Packed packed(kernels_for(isa), x);
+    const OwnedActivations packed = pack(kernels_for(isa), x);
     const int n_tokens = packed.view.n_tokens, n_cols = packed.view.n_cols;
     // Back to one row a token.
     auto rows = [&](const auto& from, int elements, int unit) {
@@ -186,14 +169,6 @@ void check_size(const char* name, const Floats& array, py::ssize_t wanted) {
     check<std::invalid_argument>(array.size() == wanted, name, " has ", array.size(), " numbers, expected ", wanted);
 }
 
-KvType kv_type_named(const std::string& name) {
-    if (name == "f32") return KvType::F32;
-    if (name == "f16") return KvType::F16;
-    if (name == "bf16") return KvType::BF16;
-    if (name == "q8_0") return KvType::Q8_0;
-    throw std::invalid_argument(message("kv_type: ", name, " is unknown; f32, f16, bf16 and q8_0 are known"));
-}
-
 // Stores keys and values [n_pos, head_dim], then attends with queries [n_rows, head_dim] at `positions` [n_rows].
 Floats attention(const std::string& isa, const std::string& kv_type, const Floats& keys, const Floats& values,
                  const Floats& queries, const std::vector<int>& positions, int window, float softcap, bool split) {
@@ -204,7 +179,7 @@ Floats attention(const std::string& isa, const std::string& kv_type, const Float
     const int n_rows = static_cast<int>(queries.shape(0));
     check_size("values", values, keys.size());
     check_size("queries", queries, static_cast<py::ssize_t>(positions.size()) * head_dim);
-    const KvType type = kv_type_named(kv_type);
+    const KvType type = kv_type_of(kv_type);
     const KvHeadLayout layout = kv_head_layout(type, head_dim);
     const int n_pages = (n_pos + kPageTokens - 1) / kPageTokens;
     AlignedBytes cache(n_pages * layout.n_bytes), scratch(kScratchBytes);
@@ -348,6 +323,31 @@ void register_kernels(py::module_& parent) {
                                 [&](float* out) { kernels_for(isa).rope(out, cosines.data(), sines.data(), n, neox); });
         },
         py::arg("isa"), py::arg("x"), py::arg("cosines"), py::arg("sines"), py::arg("neox"));
+    using Time = std::tuple<double, double, double>;
+    const auto as_tuple = [](const KernelTime& t) { return Time{t.seconds, t.n_bytes, t.n_products}; };
+    py::class_<KernelBench>(m, "Bench", "How fast single kernels are, on made-up numbers.")
+        .def(py::init([](const std::string& isa, int n_threads, size_t n_bytes) {
+                 return std::make_unique<KernelBench>(kernels_for(isa), n_threads, n_bytes);
+             }),
+             py::arg("isa"), py::kw_only(), py::arg("n_threads"), py::arg("n_bytes"),
+             py::call_guard<py::gil_scoped_release>(),
+             "n_bytes: of the memory that passes read; more than the caches hold, where reading is to be measured.")
+        .def(
+            "matmul",
+            [=](KernelBench& bench, const std::string& format, int n_tokens) {
+                return as_tuple(bench.matmul(format_named(format).dtype, n_tokens));
+            },
+            py::arg("format"), py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>(),
+            "(seconds, bytes of weights, multiplications) of the quickest pass with n_tokens columns.")
+        .def(
+            "attention",
+            [=](KernelBench& bench, const std::string& kv_type, int n_tokens) {
+                return as_tuple(bench.attention(kv_type_of(kv_type), n_tokens));
+            },
+            py::arg("kv_type"), py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>(),
+            "The same of attention: the last n_tokens (1 to 32) of 8192 positions, two query rows each, heads of 256.")
+        .def("vectors", &KernelBench::vectors, py::call_guard<py::gil_scoped_release>(),
+             "[(name, numbers a second on one thread)] of the element-wise kernels.");
     m.def("attention", attention, py::arg("isa"), py::arg("kv_type"), py::arg("keys"), py::arg("values"),
           py::arg("queries"), py::arg("positions"), py::kw_only(), py::arg("window") = 0, py::arg("softcap") = 0.f,
           py::arg("split") = false,

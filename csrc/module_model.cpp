@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <numeric>
 
 #include "error.h"
@@ -35,7 +36,8 @@ py::dict info(const ModelFacts& facts) {
 py::dict need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
               const std::string& kv_type) {
     const MemoryNeed m = memory_need(facts, n_threads, n_batch, n_kv_tokens, n_sequences, kv_type_of(kv_type));
-    return py::dict("weights"_a = m.weights, "buffers"_a = m.buffers, "kv"_a = m.kv);
+    return py::dict("packed_weights"_a = m.packed_weights, "mapped_weights"_a = m.mapped_weights,
+                    "buffers"_a = m.buffers, "kv"_a = m.kv);
 }
 
 std::vector<bool> forward(Context& context, const Ids& tokens, const std::vector<std::pair<int, int>>& runs,
@@ -90,21 +92,38 @@ void register_model(py::module_& m) {
              "Raises ModelNotFound, ModelFormatError, TruncatedModel, UnsupportedModel.")
         .def("info", &info, "family, dim, n_vocab, n_ctx_train, caps, and a dict a layer.")
         .def("memory_need", &need, py::kw_only(), "n_threads"_a, "n_batch"_a, "n_kv_tokens"_a, "n_sequences"_a,
-             "kv_type"_a, "Bytes of weights, buffers and kv (all pages in use) that a model and a context take.");
+             "kv_type"_a,
+             "Bytes of memory that a model and a context take: packed_weights, or mapped_weights; buffers; kv (all "
+             "pages "
+             "in use).");
+
+    py::class_<cpu::Loading>(m, "Loading", "What other threads may see and want of a load.")
+        .def(py::init<>())
+        .def_property_readonly(
+            "done", [](const cpu::Loading& self) { return self.done.load(); }, "Bytes read.")
+        .def_property_readonly(
+            "total", [](const cpu::Loading& self) { return self.total.load(); }, "Bytes to read.")
+        .def("cancel", [](cpu::Loading& self) { self.cancelled = true; }, "The load ends soon, with Cancelled.");
 
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Weights in memory, and the threads that compute with them.")
-        .def(py::init([](const ModelFacts& facts, int n_threads, int n_batch, bool precise) {
-                 check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
-                                              ", expected 1 to 1024");
-                 check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
-                                              ", expected 1 to 65536");
-                 return std::make_shared<Model>(facts, n_threads, n_batch, precise);
-             }),
-             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, "precise"_a,
-             py::call_guard<py::gil_scoped_release>(),
-             "Reads and packs the weights; n_batch: most tokens of a forward; precise: activations keep nearly their "
-             "float32 precision. Raises OutOfMemory, ModelChanged, "
-             "DeviceError.")
+        .def(
+            py::init([](const ModelFacts& facts, int n_threads, int n_batch, bool precise, bool mapped,
+                        size_t cache_bytes, cpu::Loading* loading) {
+                check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
+                                             ", expected 1 to 1024");
+                check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
+                                             ", expected 1 to 65536");
+                cpu::Loading unseen;
+                return std::make_shared<Model>(facts, n_threads, n_batch, precise,
+                                               cpu::WeightOptions{mapped, cache_bytes}, loading ? *loading : unseen);
+            }),
+            "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, "precise"_a, "mapped"_a = false,
+            "cache_bytes"_a = std::numeric_limits<size_t>::max(), "loading"_a = nullptr,
+            py::call_guard<py::gil_scoped_release>(),
+            "Reads and packs the weights; mapped: leaves them in the file and packs what a product needs; cache_bytes: "
+            "how much of the file may stay in the system's cache. n_batch: most tokens of a forward; precise: "
+            "activations keep nearly their float32 precision. Raises OutOfMemory, ModelChanged, Cancelled, "
+            "DeviceError.")
         .def_property_readonly("isa", [](const Model& model) { return model.kernels().isa; })
         .def("time_phases", &Model::time_phases, "on"_a, py::call_guard<py::gil_scoped_release>(),
              "Measures from now on, anew, where the time of each forward goes; or no more.")

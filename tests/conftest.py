@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,10 @@ def open_context(
     n_batch: int = 512,
     n_kv_tokens: int = 512,
     n_sequences: int = 1,
+    **weights: Any,
 ) -> _core.Context:
-    model = _core.Model(_core.ModelFacts(str(path)), n_threads=n_threads, n_batch=n_batch, precise=precise)
+    """`weights`: how _core.Model holds them."""
+    model = _core.Model(_core.ModelFacts(str(path)), n_threads=n_threads, n_batch=n_batch, precise=precise, **weights)
     return _core.Context(model, n_kv_tokens=n_kv_tokens, n_sequences=n_sequences, kv_type=kv_type)
 
 

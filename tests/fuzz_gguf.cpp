@@ -2,7 +2,7 @@
 // of ours.
 //
 //   flags="-std=c++20 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover"
-//   g++ $flags -Icsrc tests/fuzz_gguf.cpp csrc/gguf.cpp csrc/tensor.cpp -o fuzz_gguf
+//   g++ $flags -Icsrc tests/fuzz_gguf.cpp csrc/gguf.cpp csrc/mapping.cpp csrc/tensor.cpp -o fuzz_gguf
 //   ./fuzz_gguf [number of files [seed]]
 #include <sys/mman.h>
 #include <unistd.h>

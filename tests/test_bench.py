@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import program
-from gemmart import _core, bench
+from gemmart import _core, bench, kernel_bench
 from gemmart.errors import DeviceError, InvalidRequest
+from gemmart.memory import KV_TYPES
 from tiny import write_tiny
 
 
@@ -42,6 +43,50 @@ def test_phases(tmp_path: Path) -> None:
     text = program.run("bench", model, *flags, home=tmp_path).stdout.decode()
     assert text.count("attention ") >= 2
     assert text.count("ms a token") == 2
+
+
+def test_kernels() -> None:
+    steps = []
+    found = kernel_bench.measure(threads=2, n_bytes=1 << 20, progress=lambda *step: steps.append(step))
+    formats = [name for name, *_ in _core.formats()]
+    assert [(row["format"], row["columns"]) for row in found["matmul"]] == [
+        (name, n) for name in formats for n in kernel_bench.COLUMNS
+    ]
+    assert [(row["format"], row["columns"]) for row in found["attention"]] == [
+        (name, n) for name in KV_TYPES for n in kernel_bench.TOKENS
+    ]
+    for row in found["matmul"] + found["attention"]:
+        assert all(row[name] > 0 for name in ("gb_per_s", "g_products_per_s"))
+        assert row["bandwidth_share"] == pytest.approx(row["gb_per_s"] / found["bandwidth_gb_per_s"])
+        peak = found["peak_g_products_per_s"][row["peak"]]
+        assert row["peak_share"] == pytest.approx(row["g_products_per_s"] / peak)
+    peaks = {row["format"]: row["peak"] for row in found["matmul"]}
+    assert (peaks["Q4_K"], peaks["BF16"], peaks["F32"]) == ("int8", "float", "float")
+    assert steps[-1] == ("measuring", steps[-1][2], steps[-1][2])
+    text = kernel_bench.as_text(found)
+    for name in (*formats, *KV_TYPES, *(row["kernel"] for row in found["vectors"])):
+        assert f"\n{name} " in text
+
+
+@pytest.mark.parametrize("format", ["Q4_K", "BF16", "F32", "TQ1_0"])
+def test_what_a_pass_of_a_kernel_counts(format: str) -> None:
+    kernels = _core.kernels.Bench("", n_threads=1, n_bytes=1 << 20)
+    _, _, n_weights, n_bytes = next(f for f in _core.formats() if f[0] == format)
+    for n in (1, 8, 32):
+        seconds, read, products = kernels.matmul(format, n)
+        assert 0 < seconds < 60
+        assert read <= 1 << 20
+        assert products == n * read / n_bytes * n_weights
+    seconds, read, products = kernels.attention("f16", 2)
+    n_positions = read / (2 * 2 * 256)  # of a key and a value in 16 bits
+    assert products == 2 * 256 * 2 * (2 * n_positions - 1)
+
+
+def test_kernels_need_no_model(tmp_path: Path) -> None:
+    for extra in (("m.gguf",), ("--phases",), ("-m", "m.gguf")):
+        done = program.run("bench", "--kernels", *extra, home=tmp_path)
+        assert done.returncode == 2
+        assert b"--kernels" in done.stderr
 
 
 def test_phases_are_timed_where_asked(tmp_path: Path) -> None:

@@ -417,6 +417,11 @@ def test_plan(home: Path, chat_file: Path) -> None:
     assert small["total_bytes"] == small["weight_bytes"] + small["kv_bytes"] + small["buffer_bytes"]
     assert planned("-c", "1k", "--kv-type", "f32")["kv_bytes"] > small["kv_bytes"]
     assert b"it fits" in program.run("plan", chat_file, home=home).stdout
+    assert not small["mmap"]
+    mapped = planned("-c", "1k", "--mmap")
+    assert (mapped["mmap"], mapped["mapped_bytes"]) == (True, small["weight_bytes"])
+    assert b"mapped, in the file" in program.run("plan", chat_file, "--mmap", home=home).stdout
+    assert not planned("-c", "1k", "--no-mmap")["mmap"]
 
 
 def test_doctor(home: Path) -> None:

@@ -275,19 +275,21 @@ def overwrite(path: Path) -> None:
     os.utime(path, ns=(0, 0))  # a clock may be coarser than this test is quick
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("change", [cut, empty, overwrite])
-def test_changed_before_the_weights_are_read(change, tiny: Tiny, tmp_path: Path) -> None:
+def test_changed_before_the_weights_are_read(change, mapped: bool, tiny: Tiny, tmp_path: Path) -> None:
     path = Path(shutil.copy(tiny("gemma2"), tmp_path / "m.gguf"))
     facts = _core.ModelFacts(str(path))
     change(path)
     with pytest.raises(ModelChanged, match=re.escape(str(path))):
-        _core.Model(facts, n_threads=2, n_batch=64, precise=False)
+        _core.Model(facts, n_threads=2, n_batch=64, precise=False, mapped=mapped)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("change", [cut, empty, overwrite])
-def test_changed_while_it_runs(change, tiny: Tiny, tmp_path: Path) -> None:
+def test_changed_while_it_runs(change, mapped: bool, tiny: Tiny, tmp_path: Path) -> None:
     path = Path(shutil.copy(tiny("gemma2"), tmp_path / "m.gguf"))
-    context = open_context(path)
+    context = open_context(path, mapped=mapped)
     expected = logits_alone(context, IDS)
     change(path)
     for _ in range(2):
@@ -307,9 +309,10 @@ def test_metadata_outlives_a_change(change, tiny: Tiny, tmp_path: Path) -> None:
     assert file.get("general.name") == "tiny gemma2 F32"
 
 
-def test_deleted_or_replaced_files_go_on(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_deleted_or_replaced_files_go_on(mapped: bool, tiny: Tiny, tmp_path: Path) -> None:
     path = Path(shutil.copy(tiny("gemma2"), tmp_path / "m.gguf"))
-    context = open_context(path)
+    context = open_context(path, mapped=mapped)
     expected = logits_alone(context, IDS)
     os.replace(shutil.copy(tiny("llama"), tmp_path / "other.gguf"), path)
     np.testing.assert_array_equal(logits_alone(context, IDS), expected)

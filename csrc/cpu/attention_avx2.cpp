@@ -5,6 +5,6 @@
 
 namespace gemmart::cpu {
 
-void fill_attention_avx2(Kernels& k) { fill_attention(k); }
+void fill_attention_avx2(Kernels& k) { fill_attention<FloatProducts>(k); }
 
 }  // namespace gemmart::cpu

@@ -1,10 +1,8 @@
-// Attention with AVX-512: attention_simd.h on the vectors of simd_avx512.h, which therefore comes first.
-#include "cpu/simd_avx512.h"
-
-#include "cpu/attention_simd.h"
+// Attention with AVX-512 and VNNI.
+#include "cpu/attention_avx512.h"
 
 namespace gemmart::cpu {
 
-void fill_attention_avx512vnni(Kernels& k) { fill_attention(k); }
+void fill_attention_avx512vnni(Kernels& k) { fill_attention<ByteProducts>(k); }
 
 }  // namespace gemmart::cpu

@@ -19,10 +19,11 @@
 namespace gemmart::cpu {
 namespace {
 
-constexpr int kColumns = 2 * kLanes;   // of a tile
-constexpr int kPanelColumns = 32;      // a row of keys or values
-constexpr int kPanelRows = kRange;     // at most
+constexpr int kColumns = 2 * kLanes;    // of a tile
+constexpr int kPanelColumns = 32;       // a row of keys or values
+constexpr int kPanelRows = kRange;      // at most
 constexpr int kLdScores = kRange + 16;  // rows of power-of-2 strides would fall into the same sets of the L1 cache
+constexpr int kRangePages = kRange / kPageTokens;
 constexpr float kInfinity = __builtin_inff();
 
 template <KvType type>
@@ -39,6 +40,13 @@ Vec load_elements(const std::byte* base, int index) {
     if constexpr (type == KvType::Q8_0) return load_int8(p);
 }
 
+// Asks for a row of 32 numbers of the matrix that is read next, so that it comes from memory meanwhile.
+template <KvType type>
+void prefetch_row(const std::byte* matrix, int row) {
+    for (int i = 0; i < 32 * kElementBytes<type>; i += 64)
+        __builtin_prefetch(matrix + row * 32 * kElementBytes<type> + i, 0, 2);
+}
+
 // The right sides of multiply(): kLanes numbers of a row from a column on.
 
 // A page's keys: rows are components, columns positions.
@@ -46,6 +54,9 @@ template <KvType type>
 struct Keys {
     const std::byte* keys;
     const float* scales;
+    const std::byte* next;
+
+    void prefetch(int component) const { prefetch_row<type>(next, component); }
 
     Vec operator()(int component, int slot) const {
         if constexpr (type == KvType::Q8_0)
@@ -61,7 +72,9 @@ struct Values {
     const std::byte* values;  // [kPageTokens][32]
     const float* scales;      // [kPageTokens]
     int first;                // slot of the range
+    const std::byte* next;
 
+    void prefetch(int slot) const { prefetch_row<type>(next, slot - first); }
     Vec operator()(int slot, int component) const {
         const Vec value = load_elements<type>(values, (slot - first) * 32 + component);
         if constexpr (type == KvType::Q8_0) return value * splat(scales[slot - first]);
@@ -74,6 +87,7 @@ struct Panel {
     const float* numbers;
     int first;
 
+    void prefetch(int) const {}
     Vec operator()(int row, int column) const { return load(numbers + (row - first) * kPanelColumns + column); }
 };
 
@@ -94,6 +108,7 @@ void multiply(const float* const* left, const Right& right, int begin, int end, 
             sum[r][1] = load(sums + r * ld + column + kLanes);
         }
         for (int k = begin; k < end; ++k) {
+            if (column == 0) right.prefetch(k);
             const Vec right0 = right(k, column), right1 = right(k, column + kLanes);
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; ++r) {
@@ -114,10 +129,10 @@ template <int n>
 struct Count {};
 
 // f(first row, Count<number of rows>()) for tiles of all rows.
-template <class F>
+template <int kLargest = kTileRows, class F>
 void each_tile(int n_rows, F f) {
     int row = 0;
-    for (; n_rows - row >= kTileRows; row += kTileRows) f(row, Count<kTileRows>());
+    for (; n_rows - row >= kLargest; row += kLargest) f(row, Count<kLargest>());
     for (; n_rows - row >= 4; row += 4) f(row, Count<4>());
     for (; n_rows - row >= 2; row += 2) f(row, Count<2>());
     for (; n_rows - row >= 1; row += 1) f(row, Count<1>());
@@ -177,19 +192,20 @@ void add(Softmax from, const float* values, int n, Softmax& to, float* sums) {
     to = {max, lanes[0]};
 }
 
-// Rows of a job, as many as fit into scratch.
+// Rows of a job. The arrays in scratch have room for kMaxAttentionRows.
 struct Rows {
     int n;
     const float* queries[kMaxAttentionRows];
-    Slots sees[kMaxAttentionRows];  // positions
-    Slots seen[kMaxAttentionRows];  // those of the present range
+    Slots sees[kMaxAttentionRows];      // positions
+    Slots seen[kMaxAttentionRows];      // those of the present range
     uint32_t pages[kMaxAttentionRows];  // bit i: the row sees something of the range's page i
     Softmax of_range[kMaxAttentionRows], all[kMaxAttentionRows];
     float* scores;                            // [n][kLdScores], then weights
     const float* weights[kMaxAttentionRows];  // the same, by row
     float* sums;                              // [n][ld] of the present range
     size_t ld;
-    float* panel;  // [kPanelRows][kPanelColumns]
+    float* panel;      // [kPanelRows][kPanelColumns]
+    std::byte* spare;  // the rest of scratch
 
     uint32_t pages_of(int row, int n_rows) const {
         uint32_t bits = 0;
@@ -197,24 +213,6 @@ struct Rows {
         return bits;
     }
 };
-
-// Scores of a range's i-th page.
-template <KvType type, bool unpacked>
-void add_scores(const AttentionJob& job, const Rows& rows, int i, const std::byte* part) {
-    const Keys<type> keys{part + job.layout.keys, reinterpret_cast<const float*>(part + job.layout.key_scales)};
-    for (int begin = 0; begin < job.head_dim; begin += kPanelRows) {
-        const int end = job.head_dim - begin < kPanelRows ? job.head_dim : begin + kPanelRows;
-        if (unpacked) unpack(keys, begin, end, rows.panel);
-        each_tile(rows.n, [&]<int kRows>(int row, Count<kRows>) {
-            if (!(rows.pages_of(row, kRows) >> i & 1)) return;
-            float* scores = rows.scores + row * kLdScores + i * kPageTokens;
-            if constexpr (unpacked)
-                multiply<kRows>(rows.queries + row, Panel{rows.panel, begin}, begin, end, scores, kLdScores);
-            else
-                multiply<kRows>(rows.queries + row, keys, begin, end, scores, kLdScores);
-        });
-    }
-}
 
 // weights · values over the slots of a range that `values` has.
 template <class Right>
@@ -235,7 +233,78 @@ void add_values(const Rows& rows, const Right& values, Slots slots, float* sums)
     });
 }
 
-template <KvType type, bool unpacked>
+// Both products for one type of keys and values, in float32: scores [rows.n][kLdScores] of the pages of a range, and
+// sums [rows.n][ld] of its values. Bit i of `pages`: some row sees something of the range's page i, parts[i].
+template <KvType type>
+struct FloatProducts {
+    static void prepare(const AttentionJob&, Rows&) {}
+
+    template <bool unpacked>
+    static void scores(const AttentionJob& job, const Rows& rows, uint32_t pages, const std::byte* const* parts) {
+        std::memset(rows.scores, 0, rows.n * kLdScores * sizeof(float));
+        for (int i = 0; i < kRangePages; ++i)
+            if (pages >> i & 1)
+                add_scores<unpacked>(
+                    job, rows, i,
+                    Keys<type>{parts[i] + job.layout.keys,
+                               reinterpret_cast<const float*>(parts[i] + job.layout.key_scales),
+                               pages >> (i + 1) & 1 ? parts[i + 1] + job.layout.keys
+                                                    : parts[__builtin_ctz(pages)] + job.layout.values});
+    }
+
+    template <bool unpacked>
+    static void values(const AttentionJob& job, const Rows& rows, uint32_t pages, const std::byte* const* parts) {
+        std::memset(rows.sums, 0, rows.n * rows.ld * sizeof(float));
+        const int n_blocks = (job.head_dim + kPanelColumns - 1) / kPanelColumns;
+        const auto block = [&](int i, int b) {
+            const size_t at = job.layout.values + b * kPageTokens * kPanelColumns * kElementBytes<type>;
+            return Values<type>{parts[i] + at,
+                                reinterpret_cast<const float*>(parts[i] + job.layout.value_scales) + b * kPageTokens,
+                                i * kPageTokens, (pages >> (i + 1) & 1 ? parts[i + 1] : parts[i]) + at};
+        };
+        if constexpr (unpacked) {
+            for (int b = 0; b < n_blocks; ++b) {
+                for (int i = 0; i < kRangePages; ++i)
+                    if (pages >> i & 1)
+                        unpack(block(i, b), i * kPageTokens, (i + 1) * kPageTokens,
+                               rows.panel + i * kPageTokens * kPanelColumns);
+                add_values(rows, Panel{rows.panel, 0}, {0, kRange}, rows.sums + b * kPanelColumns);
+            }
+        } else {
+            for (int i = 0; i < kRangePages; ++i)
+                for (int b = 0; b < n_blocks && pages >> i & 1; ++b)
+                    add_values(rows, block(i, b), {i * kPageTokens, (i + 1) * kPageTokens},
+                               rows.sums + b * kPanelColumns);
+        }
+    }
+
+  private:
+    // Of a range's i-th page.
+    template <bool unpacked>
+    static void add_scores(const AttentionJob& job, const Rows& rows, int i, const Keys<type>& keys) {
+        for (int begin = 0; begin < job.head_dim; begin += kPanelRows) {
+            const int end = job.head_dim - begin < kPanelRows ? job.head_dim : begin + kPanelRows;
+            if (unpacked) unpack(keys, begin, end, rows.panel);
+            each_tile(rows.n, [&]<int kRows>(int row, Count<kRows>) {
+                if (!(rows.pages_of(row, kRows) >> i & 1)) return;
+                float* scores = rows.scores + row * kLdScores + i * kPageTokens;
+                if constexpr (unpacked)
+                    multiply<kRows>(rows.queries + row, Panel{rows.panel, begin}, begin, end, scores, kLdScores);
+                else
+                    multiply<kRows>(rows.queries + row, keys, begin, end, scores, kLdScores);
+            });
+        }
+    }
+};
+
+// What Rows leaves of scratch.
+constexpr int spare_bytes(int head_dim) {
+    return static_cast<int>(kScratchBytes) -
+           static_cast<int>(sizeof(float)) *
+               (kPanelRows * kPanelColumns + kMaxAttentionRows * (kLdScores + partial_size(head_dim)));
+}
+
+template <class Products, bool unpacked>
 void attend_range(const AttentionJob& job, int range, Rows& rows) {
     for (int r = 0; r < rows.n; ++r) {
         Slots seen = common({rows.sees[r].begin - range * kRange, rows.sees[r].end - range * kRange}, {0, kRange});
@@ -245,40 +314,19 @@ void attend_range(const AttentionJob& job, int range, Rows& rows) {
         rows.pages[r] = (1u << page_end) - (1u << page_begin);
     }
     const uint32_t pages = rows.pages_of(0, rows.n);
-    const std::byte* const* parts = job.pages + range * (kRange / kPageTokens);
-
-    std::memset(rows.scores, 0, rows.n * kLdScores * sizeof(float));
-    for (int i = 0; i < kRange / kPageTokens; ++i)
-        if (pages >> i & 1) add_scores<type, unpacked>(job, rows, i, parts[i]);
+    if (pages == 0) return;
+    const std::byte* const* parts = job.pages + range * kRangePages;
+    Products::template scores<unpacked>(job, rows, pages, parts);
     for (int r = 0; r < rows.n; ++r)
         rows.of_range[r] =
             rows.seen[r].empty() ? Softmax{} : weigh(rows.seen[r], job.softcap, rows.scores + r * kLdScores);
-
-    std::memset(rows.sums, 0, rows.n * rows.ld * sizeof(float));
-    const int n_blocks = (job.head_dim + kPanelColumns - 1) / kPanelColumns;
-    const auto block = [&](int i, int b) {
-        constexpr int kBlock = kPageTokens * kPanelColumns;
-        return Values<type>{parts[i] + job.layout.values + b * kBlock * kElementBytes<type>,
-                            reinterpret_cast<const float*>(parts[i] + job.layout.value_scales) + b * kPageTokens,
-                            i * kPageTokens};
-    };
-    if constexpr (unpacked) {
-        for (int b = 0; b < n_blocks; ++b) {
-            for (int i = 0; i < kRange / kPageTokens; ++i)
-                if (pages >> i & 1)
-                    unpack(block(i, b), i * kPageTokens, (i + 1) * kPageTokens,
-                           rows.panel + i * kPageTokens * kPanelColumns);
-            add_values(rows, Panel{rows.panel, 0}, {0, kRange}, rows.sums + b * kPanelColumns);
-        }
-    } else {
-        for (int i = 0; i < kRange / kPageTokens; ++i)
-            for (int b = 0; b < n_blocks && pages >> i & 1; ++b)
-                add_values(rows, block(i, b), {i * kPageTokens, (i + 1) * kPageTokens},
-                           rows.sums + b * kPanelColumns);
-    }
+    Products::template values<unpacked>(job, rows, pages, parts);
+    for (int r = 0; r < rows.n; ++r)
+        add(rows.of_range[r], rows.sums + r * rows.ld, partial_size(job.head_dim) - 16, rows.all[r],
+            job.partials + r * job.ld_partials);
 }
 
-template <KvType type>
+template <class Products>
 void attend(const AttentionJob& job, std::byte* scratch) {
     const int n_values = partial_size(job.head_dim) - 16;
     Rows rows;
@@ -286,9 +334,9 @@ void attend(const AttentionJob& job, std::byte* scratch) {
     rows.ld = n_values + 16;
     rows.panel = reinterpret_cast<float*>(scratch);
     rows.scores = rows.panel + kPanelRows * kPanelColumns;
-    rows.sums = rows.scores + rows.n * kLdScores;
-    static_assert(kPanelRows * kPanelColumns + kMaxAttentionRows * (kLdScores + partial_size(kMaxHeadDim)) <=
-                  kScratchBytes / sizeof(float));
+    rows.sums = rows.scores + kMaxAttentionRows * kLdScores;
+    rows.spare = reinterpret_cast<std::byte*>(rows.sums + kMaxAttentionRows * rows.ld);
+    static_assert(spare_bytes(kMaxHeadDim) > 0);
     for (int r = 0; r < rows.n; ++r) {
         const int last = job.positions[r];
         rows.queries[r] = job.queries[r];
@@ -297,30 +345,29 @@ void attend(const AttentionJob& job, std::byte* scratch) {
         rows.all[r] = {};
         std::memset(job.partials + r * job.ld_partials, 0, n_values * sizeof(float));
     }
-    for (int range = job.range_begin; range < job.range_end; ++range) {
+    Products::prepare(job, rows);
+    for (int range = job.range_begin; range < job.range_end; ++range)
         if (rows.n >= kTileRows)
-            attend_range<type, true>(job, range, rows);
+            attend_range<Products, true>(job, range, rows);
         else
-            attend_range<type, false>(job, range, rows);
-        for (int r = 0; r < rows.n; ++r)
-            add(rows.of_range[r], rows.sums + r * rows.ld, n_values, rows.all[r], job.partials + r * job.ld_partials);
-    }
+            attend_range<Products, false>(job, range, rows);
     for (int r = 0; r < rows.n; ++r) {
         float* end = job.partials + r * job.ld_partials + n_values;
         end[0] = rows.all[r].max, end[1] = rows.all[r].total;
     }
 }
 
+template <template <KvType> class Products>
 void attention(const AttentionJob& job, std::byte* scratch) {
     switch (job.type) {
         case KvType::F32:
-            return attend<KvType::F32>(job, scratch);
+            return attend<Products<KvType::F32>>(job, scratch);
         case KvType::F16:
-            return attend<KvType::F16>(job, scratch);
+            return attend<Products<KvType::F16>>(job, scratch);
         case KvType::BF16:
-            return attend<KvType::BF16>(job, scratch);
+            return attend<Products<KvType::BF16>>(job, scratch);
         case KvType::Q8_0:
-            return attend<KvType::Q8_0>(job, scratch);
+            return attend<Products<KvType::Q8_0>>(job, scratch);
     }
 }
 
@@ -389,9 +436,10 @@ void store_kv(KvType type, const KvHeadLayout& layout, int head_dim, const float
     }
 }
 
+template <template <KvType> class Products>
 void fill_attention(Kernels& k) {
     k.store_kv = store_kv;
-    k.attention = attention;
+    k.attention = attention<Products>;
     k.merge = merge;
 }
 

@@ -31,8 +31,8 @@ struct Tile {
 struct Piece {
     Tile tile;
     int range_begin, range_end;
-    // Of a tile whose ranges are pieces of their own: their number, where its partials [n_kv_heads, rows, n_split] stand
-    // and which of n_split this is.
+    // Of a tile whose ranges are pieces of their own: their number, where its partials [n_kv_heads, rows, n_split]
+    // stand and which of n_split this is.
     int n_split;
     size_t first_partial;
     int index;
@@ -51,7 +51,7 @@ struct Product {
 };
 
 bool reads_integers(const Matrix& w) {
-    return w.packed && w.dtype != DType::F32 && w.dtype != DType::F16 && w.dtype != DType::BF16;
+    return panel_bytes(w.dtype, w.n_cols) && w.dtype != DType::F32 && w.dtype != DType::F16 && w.dtype != DType::BF16;
 }
 
 std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
@@ -88,10 +88,11 @@ struct CpuExecutor::Impl {
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
-    Arena weights, buffers;
+    Arena buffers;
     std::vector<Layer> layers;
     std::vector<float> output_norm;
     Matrix output;
+    std::unique_ptr<const Weights> weights;
 
     // Rows of the batch.
     float *x, *h, *proj;     // [n_batch, dim], [n_batch, widths.in], [n_batch, dim]
@@ -111,7 +112,7 @@ struct CpuExecutor::Impl {
     std::vector<float> partials;                            // of split tiles
 
     Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
-         int n_batch_, bool precise_)
+         int n_batch_, bool precise_, const WeightOptions& options, Loading& loading)
         : file(std::move(file_)),
           config(config_),
           kernels(kernels_for("")),
@@ -119,7 +120,6 @@ struct CpuExecutor::Impl {
           n_batch(n_batch_),
           widths(config),
           embedding(tensors.embedding),
-          weights(weight_bytes(tensors)),
           buffers(buffer_bytes(config, n_batch, n_threads)),
           layers(config.layers.size()),
           precise(precise_),
@@ -144,9 +144,8 @@ struct CpuExecutor::Impl {
         }
         output_norm = load_vector(*file, *tensors.output_norm);
         items.push_back({tensors.output, &output});
-        load_matrices(*file, items, weights, pool);
+        weights = std::make_unique<Weights>(*file, items, options, loading, pool);
         output.n_rows = config.n_vocab;  // without padding
-        file->check_unchanged();
 
         const size_t n = n_batch;
         auto take = [&](size_t count) { return reinterpret_cast<float*>(buffers.take(count * sizeof(float))); };
@@ -220,10 +219,13 @@ struct CpuExecutor::Impl {
                     continue;
                 }
                 const int begin = item * grain, end = std::min(panels, begin + grain);
-                kernels.matmul(*w, {n, w->n_cols, input}, begin, end, out, w->n_rows, scratch[thread]);
-                if (two_terms && reads_integers(*w)) {
-                    kernels.matmul(*w, {n, w->n_cols, rest, true}, begin, end, out, w->n_rows, scratch[thread]);
-                }
+                const auto product = [&](const Matrix& panels, int first, int last, int row) {
+                    float* to = out + row;
+                    kernels.matmul(panels, {n, w->n_cols, input}, first, last, to, w->n_rows, scratch[thread]);
+                    if (two_terms && reads_integers(*w))
+                        kernels.matmul(panels, {n, w->n_cols, rest, true}, first, last, to, w->n_rows, scratch[thread]);
+                };
+                weights->each_panels(thread, *w, begin, end, product);
                 return;
             }
         });
@@ -283,14 +285,15 @@ struct CpuExecutor::Impl {
         }
     }
 
-    // Cuts the attention of a batch into pieces, for layers of this window. Tiles of few tokens are split by ranges, since
-    // their work is reading the cache.
+    // Cuts the attention of a batch into pieces, for layers of this window. Tiles of few tokens are split by ranges,
+    // since their work is reading the cache.
     AttentionWork attention_work(const Batch& batch, int window) {
         constexpr int kFewTokens = 8, kPiecesAThread = 4;
         const LayerFacts& facts = config.layers[0];
-        const int n = static_cast<int>(batch.tokens.size()), most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
-        const int tile_tokens = std::clamp(n * facts.n_kv_heads / (kPiecesAThread * pool.size()), kFewTokens,
-                                           std::max(most, kFewTokens));
+        const int n = static_cast<int>(batch.tokens.size()),
+                  most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
+        const int tile_tokens =
+            std::clamp(n * facts.n_kv_heads / (kPiecesAThread * pool.size()), kFewTokens, std::max(most, kFewTokens));
         AttentionWork work;
         size_t n_partials = 0;
         int row = 0;
@@ -484,15 +487,17 @@ struct CpuExecutor::Impl {
         begin(batch);
         phases.end(0, "embedding");
         pool.run([&](int thread) {
-            for (size_t i = 0; i < layers.size(); ++i) run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
+            for (size_t i = 0; i < layers.size(); ++i)
+                run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
             run_head(thread, batch.outputs, logits);
         });
+        weights->check_unchanged();
     }
 };
 
 CpuExecutor::CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors,
-                         int n_threads, int n_batch, bool precise)
-    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise)) {}
+                         int n_threads, int n_batch, bool precise, const WeightOptions& options, Loading& loading)
+    : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise, options, loading)) {}
 CpuExecutor::~CpuExecutor() = default;
 
 void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
@@ -501,10 +506,10 @@ void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logit
 const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
 PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
 
-size_t weight_bytes(const ModelTensors& tensors) {
-    size_t total = 0;
-    for (const Tensor* tensor : matrices(tensors)) total += arena_bytes(*tensor);
-    return total;
+size_t packed_weight_bytes(const ModelTensors& tensors) { return packed_bytes(matrices(tensors)); }
+
+size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads) {
+    return n_threads * room_bytes(matrices(tensors));
 }
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {

@@ -17,9 +17,9 @@ class CpuExecutor final : public Executor {
   public:
     // n_batch: most tokens of a forward(). precise: activations in two 8-bit terms for every product of integer
     // weights: twice the work of these products, nearly the result of unrounded activations. Throws OutOfMemory,
-    // FileChanged, DeviceError (GEMMART_ISA).
+    // FileChanged, Cancelled, DeviceError (GEMMART_ISA).
     CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors, int n_threads,
-                int n_batch, bool precise);
+                int n_batch, bool precise, const WeightOptions& options, Loading& loading);
     ~CpuExecutor() override;
     void forward(const Batch& batch, const KvCache& cache, float* logits) override;
     const Kernels& kernels() const;
@@ -30,8 +30,9 @@ class CpuExecutor final : public Executor {
     std::unique_ptr<Impl> impl_;
 };
 
-// Bytes that the executor takes for weights and for its buffers.
-size_t weight_bytes(const ModelTensors& tensors);
+// Bytes that the executor takes for weights, packed or mapped, and for its buffers.
+size_t packed_weight_bytes(const ModelTensors& tensors);
+size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads);
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads);
 
 }  // namespace gemmart::cpu

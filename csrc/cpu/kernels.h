@@ -83,7 +83,8 @@ struct Kernels {
                      int slot, std::byte* part);
     // partials[r] <- Σ_p exp(score_p − m) · value_p, m and Σ_p exp(score_p − m), score_p = cap(queries[r] · key_p), over
     // those p in [max(0, pos − window + 1), pos] that lie in the job's ranges; zeros where there are none. Within a range
-    // sums go in order of position, ranges are added in order.
+    // sums go in order of position, ranges are added in order. For Q8_0 keys a query may be rounded: by at most 1/64516 of
+    // its largest component in a block of 32, where the keys' own rounding is 1/254.
     void (*attention)(const AttentionJob& job, std::byte* scratch);
     // out [head_dim] = the softmax of n partials [n][partial_size]: one of all ranges, or those of single ranges in
     // order; both give the same bits.

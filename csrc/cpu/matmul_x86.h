@@ -247,7 +247,7 @@ struct Q6_K {
 // are read side by side, which hides the stream from the hardware.
 template <typename Source>
 GEMMART_INLINE void prefetch(Bytes p, int g) {
-    constexpr int kAhead = 16384;
+    constexpr int kAhead = 3072;
     if constexpr (Source::kColumns == kBlock)
         for (int i = 0; i < Source::kBytes / 8; i += 64)
             _mm_prefetch(p + kAhead + g * (Source::kBytes / 8) + i, _MM_HINT_T1);

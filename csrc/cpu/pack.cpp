@@ -1,5 +1,8 @@
 // From rows as in the file to panels of 16 rows (layout.h): a permutation of 4-byte words, scales and high bits.
+#include <algorithm>
+#include <bit>
 #include <cstring>
+#include <utility>
 
 #include "cpu/kernels.h"
 #include "formats/iq4_nl.h"
@@ -18,110 +21,176 @@
 namespace gemmart::cpu {
 namespace {
 
-// dst [n_words][16] words <- 16 rows of n_words
-template <typename Word>
-void transpose(const std::byte* const* rows, size_t offset, int n_words, std::byte* dst) {
-    for (int i = 0; i < n_words; ++i)
-        for (int r = 0; r < kPanel; ++r)
-            std::memcpy(dst + (i * kPanel + r) * sizeof(Word), rows[r] + offset + i * sizeof(Word), sizeof(Word));
+// Vectors of 16 bytes, which every CPU has: one panel's transposes stay in registers.
+template <typename T>
+struct VectorOf {
+    static constexpr int kLanes = 16 / sizeof(T);
+    typedef T Type __attribute__((vector_size(16)));
+};
+
+// The halves of a and b, lane by lane in turn.
+template <typename V, int... I>
+void zip(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
+    constexpr int kLanes = sizeof...(I);
+    low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * kLanes)...);
+    high = __builtin_shufflevector(a, b, (kLanes / 2 + I / 2 + I % 2 * kLanes)...);
 }
 
-uint32_t word_at(const std::byte* p) {
-    uint32_t word;
-    std::memcpy(&word, p, 4);
-    return word;
+// Of the numbers of all vectors in a row, each index's highest bit becomes its lowest, `n_bits` times: so the first
+// n_bits change places with the rest.
+template <typename T, int N>
+void rotate_index(typename VectorOf<T>::Type (&v)[N], int n_bits) {
+    for (int step = 0; step < n_bits; ++step) {
+        typename VectorOf<T>::Type from[N];
+        std::copy_n(v, N, from);
+        for (int i = 0; i < N / 2; ++i)
+            zip(from[i], from[i + N / 2], v[2 * i], v[2 * i + 1],
+                std::make_integer_sequence<int, VectorOf<T>::kLanes>());
+    }
+}
+
+// dst [n][16] <- 16 rows of n numbers, n a multiple of the lanes
+template <typename T>
+void transpose(const std::byte* const* rows, size_t offset, int n, std::byte* dst) {
+    constexpr int kLanes = VectorOf<T>::kLanes;
+    using V = typename VectorOf<T>::Type;
+    for (int i = 0; i < n; i += kLanes)
+        for (int r = 0; r < kPanel; r += kLanes) {
+            V v[kLanes];
+            for (int k = 0; k < kLanes; ++k) std::memcpy(&v[k], rows[r + k] + offset + i * sizeof(T), sizeof(V));
+            rotate_index<T>(v, std::countr_zero(static_cast<unsigned>(kLanes)));
+            for (int k = 0; k < kLanes; ++k) std::memcpy(dst + ((i + k) * kPanel + r) * sizeof(T), &v[k], sizeof(V));
+        }
+}
+
+// dst [16] <- a number of 16 rows
+template <typename T>
+void gather(const std::byte* const* rows, size_t offset, void* dst) {
+    for (int r = 0; r < kPanel; ++r) std::memcpy(static_cast<T*>(dst) + r, rows[r] + offset, sizeof(T));
+}
+
+// dst [n][16] <- bytes [first, first + n) of the 16 at `offset` of each row
+void transpose_bytes(const std::byte* const* rows, size_t offset, int first, int n, std::byte* dst) {
+    std::byte all[kPanel][kPanel];
+    transpose<uint8_t>(rows, offset, kPanel, all[0]);
+    std::memcpy(dst, all[first], n * kPanel);
+}
+
+// 8 lines of 8 bytes, two a vector. A word of each row makes a line of two rows; a slot's bits are a line too, two rows
+// a byte.
+typedef uint64_t Lines __attribute__((vector_size(16)));
+
+void transpose_lines(Lines (&lines)[4], std::byte* dst, size_t stride) {
+    VectorOf<uint8_t>::Type v[4];
+    std::memcpy(v, lines, sizeof v);
+    rotate_index<uint8_t>(v, 3);
+    for (int i = 0; i < 8; ++i) std::memcpy(dst + i * stride, reinterpret_cast<const std::byte*>(v) + 8 * i, 8);
 }
 
 // out u64 [8 slots] <- a bit a column
 void pack_fifth_bits(const std::byte* const* rows, size_t offset, std::byte* dst) {
-    uint64_t bits[8] = {};
-    for (int r = 0; r < kPanel; ++r)
-        for (int s = 0; s < 8; ++s) bits[s] |= static_cast<uint64_t>(word_at(rows[r] + offset) >> 4 * s & 15) << 4 * r;
-    std::memcpy(dst, bits, sizeof bits);
+    Lines lines[4];
+    gather<uint32_t>(rows, offset, lines);
+    for (Lines& line : lines) {
+        // 8 groups of 4 bits become bytes, those of the second row over those of the first
+        const auto spread = [](Lines x) {
+            x = (x | x << 16) & 0x0000ffff0000ffff;
+            x = (x | x << 8) & 0x00ff00ff00ff00ff;
+            return (x | x << 4) & 0x0f0f0f0f0f0f0f0f;
+        };
+        line = spread(line & 0xffffffff) | spread(line >> 32) << 4;
+    }
+    transpose_lines(lines, dst, 8);
 }
 
 // out u64 [8 groups][8 slots] <- 32 bytes, of which bit g belongs to group g
 void pack_high_bits(const std::byte* const* rows, size_t offset, std::byte* dst) {
-    uint64_t bits[8][8] = {};
-    for (int r = 0; r < kPanel; ++r)
-        for (int s = 0; s < 8; ++s) {
-            const uint32_t bytes = word_at(rows[r] + offset + 4 * s);
-            for (int g = 0; g < 8; ++g) {
-                // the product moves bit 8 b to bit 24 + b
-                const uint32_t four = (bytes >> g & 0x01010101) * 0x01020408u >> 24 & 15;
-                bits[g][s] |= static_cast<uint64_t>(four) << 4 * r;
-            }
+    Lines slots[8][4];
+    transpose<uint32_t>(rows, offset, 8, reinterpret_cast<std::byte*>(slots));
+    for (int s = 0; s < 8; ++s) {
+        for (Lines& line : slots[s]) {
+            // 8 bytes of 8 bits, transposed: byte g has bit g of each
+            const auto swap = [&](int distance, uint64_t bits) {
+                const Lines moved = (line ^ line >> distance) & bits;
+                line ^= moved ^ moved << distance;
+            };
+            swap(7, 0x00aa00aa00aa00aa), swap(14, 0x0000cccc0000cccc), swap(28, 0x00000000f0f0f0f0);
         }
-    std::memcpy(dst, bits, sizeof bits);
+        transpose_lines(slots[s], dst + 8 * s, 64);
+    }
 }
 
 void pack_q4_0(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ4_0, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockQ4_0, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockQ4_0, qs), 4, dst + 32);
 }
 
 void pack_q4_1(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ4_1, d), 1, dst);
-    transpose<uint16_t>(rows, offsetof(BlockQ4_1, m), 1, dst + 32);
+    gather<uint16_t>(rows, offsetof(BlockQ4_1, d), dst);
+    gather<uint16_t>(rows, offsetof(BlockQ4_1, m), dst + 32);
     transpose<uint32_t>(rows, offsetof(BlockQ4_1, qs), 4, dst + 64);
 }
 
 void pack_q5_0(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ5_0, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockQ5_0, d), dst);
     pack_fifth_bits(rows, offsetof(BlockQ5_0, qh), dst + 32);
     transpose<uint32_t>(rows, offsetof(BlockQ5_0, qs), 4, dst + 96);
 }
 
 void pack_q5_1(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ5_1, d), 1, dst);
-    transpose<uint16_t>(rows, offsetof(BlockQ5_1, m), 1, dst + 32);
+    gather<uint16_t>(rows, offsetof(BlockQ5_1, d), dst);
+    gather<uint16_t>(rows, offsetof(BlockQ5_1, m), dst + 32);
     pack_fifth_bits(rows, offsetof(BlockQ5_1, qh), dst + 64);
     transpose<uint32_t>(rows, offsetof(BlockQ5_1, qs), 4, dst + 128);
 }
 
 void pack_q8_0(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ8_0, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockQ8_0, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockQ8_0, qs), 8, dst + 32);
 }
 
 void pack_iq4_nl(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ4_NL, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockIQ4_NL, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockIQ4_NL, qs), 4, dst + 32);
 }
 
 void pack_q2_k(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ2_K, d), 1, dst);
-    transpose<uint16_t>(rows, offsetof(BlockQ2_K, dmin), 1, dst + 32);
+    gather<uint16_t>(rows, offsetof(BlockQ2_K, d), dst);
+    gather<uint16_t>(rows, offsetof(BlockQ2_K, dmin), dst + 32);
     transpose<uint8_t>(rows, offsetof(BlockQ2_K, scales), 16, dst + 64);
     transpose<uint32_t>(rows, offsetof(BlockQ2_K, qs), 16, dst + 320);
 }
 
 void pack_q3_k(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ3_K, d), 1, dst);
-    transpose<uint8_t>(rows, offsetof(BlockQ3_K, scales), 12, dst + 32);
+    gather<uint16_t>(rows, offsetof(BlockQ3_K, d), dst);
+    // with 2 bytes before them, so that 16 are read within the block
+    transpose_bytes(rows, offsetof(BlockQ3_K, scales) - 2, 2, 12, dst + 32);
     pack_high_bits(rows, offsetof(BlockQ3_K, hmask), dst + 224);
     transpose<uint32_t>(rows, offsetof(BlockQ3_K, qs), 16, dst + 736);
 }
 
 // d, dmin and the 6-bit scales and minimums that Q4_K and Q5_K share: 256 bytes
 void pack_k_scales(const std::byte* const* rows, size_t d, size_t dmin, size_t scales, std::byte* dst) {
-    transpose<uint16_t>(rows, d, 1, dst);
-    transpose<uint16_t>(rows, dmin, 1, dst + 32);
-    for (int r = 0; r < kPanel; ++r) {
-        // The file's order: groups 0-3 in the low six bits of words 0 and 1; groups 4-7 in the nibbles of word 2 and
-        // the top two bits. Here each becomes a byte of `six`, group by group.
-        const std::byte* s = rows[r] + scales;
-        const uint32_t word[3] = {word_at(s), word_at(s + 4), word_at(s + 8)};
-        for (int which = 0; which < 2; ++which) {  // scales, minimums
-            const uint32_t last = (word[2] >> 4 * which & 0x0f0f0f0f) | (word[which] >> 2 & 0x30303030);
-            const uint64_t six = (word[which] & 0x3f3f3f3f) | static_cast<uint64_t>(last) << 32;
-            const uint64_t low = six & 0x0f0f0f0f0f0f0f0f, high = six >> 4 & 0x0303030303030303;
-            const uint64_t pairs = low | low >> 4, fours = high | high >> 6 | high >> 12 | high >> 18;
-            for (int i = 0; i < 4; ++i) dst[64 + 64 * which + i * kPanel + r] = static_cast<std::byte>(pairs >> 16 * i);
-            for (int i = 0; i < 2; ++i)
-                dst[192 + 32 * which + i * kPanel + r] = static_cast<std::byte>(fours >> 32 * i);
+    gather<uint16_t>(rows, d, dst);
+    gather<uint16_t>(rows, dmin, dst + 32);
+    // The file's order: groups 0-3 in the low six bits of words 0 and 1; groups 4-7 in the nibbles of word 2 and the
+    // top two bits.
+    uint32_t words[3][kPanel];
+    for (int i = 0; i < 3; ++i) gather<uint32_t>(rows, scales + 4 * i, words[i]);
+    for (int which = 0; which < 2; ++which)     // scales, minimums
+        for (int half = 0; half < 2; ++half) {  // groups 0-3, 4-7
+            std::byte* low = dst + 64 + 64 * which + 2 * half * kPanel;
+            std::byte* high = dst + 192 + 32 * which + half * kPanel;
+            for (int r = 0; r < kPanel; ++r) {
+                const uint32_t word = words[which][r];
+                const uint32_t six = half ? (words[2][r] >> 4 * which & 0x0f0f0f0f) | (word >> 2 & 0x30303030) : word;
+                const uint32_t four = six & 0x0f0f0f0f, two = six >> 4 & 0x03030303;
+                const uint32_t pairs = four | four >> 4;
+                low[r] = static_cast<std::byte>(pairs);
+                low[r + kPanel] = static_cast<std::byte>(pairs >> 16);
+                high[r] = static_cast<std::byte>(two | two >> 6 | two >> 12 | two >> 18);
+            }
         }
-    }
 }
 
 void pack_q4_k(const std::byte* const* rows, std::byte* dst) {
@@ -136,16 +205,16 @@ void pack_q5_k(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_q6_k(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockQ6_K, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockQ6_K, d), dst);
     transpose<uint8_t>(rows, offsetof(BlockQ6_K, scales), 16, dst + 32);
     transpose<uint32_t>(rows, offsetof(BlockQ6_K, ql), 32, dst + 288);
     transpose<uint32_t>(rows, offsetof(BlockQ6_K, qh), 16, dst + 2336);
 }
 
 void pack_iq4_xs(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ4_XS, d), 1, dst);
-    transpose<uint8_t>(rows, offsetof(BlockIQ4_XS, scales_l), 4, dst + 32);
-    transpose<uint8_t>(rows, offsetof(BlockIQ4_XS, scales_h), 2, dst + 96);
+    gather<uint16_t>(rows, offsetof(BlockIQ4_XS, d), dst);
+    transpose_bytes(rows, 0, offsetof(BlockIQ4_XS, scales_l), 4, dst + 32);
+    transpose_bytes(rows, 0, offsetof(BlockIQ4_XS, scales_h), 2, dst + 96);
     transpose<uint32_t>(rows, offsetof(BlockIQ4_XS, qs), 32, dst + 128);
 }
 
@@ -191,7 +260,11 @@ void pack_panel(DType dtype, const std::byte* rows, size_t row_stride, int n_val
     const size_t block_bytes = row_bytes(format_of(dtype), packing.columns);
     const std::byte* at[kPanel];
     for (int block = 0; block < n_cols / packing.columns; ++block) {
-        for (int r = 0; r < kPanel; ++r) at[r] = r < n_valid ? rows + r * row_stride + block * block_bytes : kZeros;
+        for (int r = 0; r < kPanel; ++r) {
+            at[r] = r < n_valid ? rows + r * row_stride + block * block_bytes : kZeros;
+            // The next panel is likely to be packed next: sixteen rows side by side are no stream for the hardware.
+            for (size_t i = 0; i < block_bytes; i += 64) __builtin_prefetch(at[r] + kPanel * row_stride + i, 0, 2);
+        }
         packing.pack(at, panel + block * block_bytes * kPanel);
     }
 }

@@ -10,9 +10,28 @@ namespace gemmart::cpu {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr size_t kPiece = 2 << 20;  // bytes of the file that a thread reads and packs at a time
+constexpr size_t kPiece = 512 << 10;  // bytes of the file that a thread reads and packs at a time
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+size_t packed_bytes(const Tensor& tensor) {
+    const int64_t n_rows = tensor.shape[0], n_cols = tensor.shape[1];
+    const size_t panel = panel_bytes(tensor.dtype, static_cast<int>(n_cols));
+    const size_t n_bytes = panel ? (n_rows + kPanel - 1) / kPanel * panel : tensor.n_bytes;
+    return round_up(n_bytes, 64);
+}
+
+size_t file_bytes(const std::vector<LoadItem>& items) {
+    size_t total = 0;
+    for (const LoadItem& item : items) total += item.tensor->n_bytes;
+    return total;
+}
+
+std::vector<const Tensor*> tensors_of(const std::vector<LoadItem>& items) {
+    std::vector<const Tensor*> tensors;
+    for (const LoadItem& item : items) tensors.push_back(item.tensor);
+    return tensors;
+}
 
 }  // namespace
 
@@ -39,14 +58,68 @@ std::byte* Arena::take(size_t n_bytes) {
     return at;
 }
 
-size_t arena_bytes(const Tensor& tensor) {
-    const int64_t n_rows = tensor.shape[0], n_cols = tensor.shape[1];
-    const size_t panel = panel_bytes(tensor.dtype, static_cast<int>(n_cols));
-    const size_t n_bytes = panel ? (n_rows + kPanel - 1) / kPanel * panel : tensor.n_bytes;
-    return round_up(n_bytes, 64);
+size_t packed_bytes(const std::vector<const Tensor*>& tensors) {
+    size_t total = 0;
+    for (const Tensor* tensor : tensors) total += packed_bytes(*tensor);
+    return total;
 }
 
-void load_matrices(const GgufFile& file, const std::vector<LoadItem>& items, Arena& arena, ThreadPool& pool) {
+// For one panel of the widest matrix, and for so many smaller ones as stay in a thread's cache while all columns pass.
+size_t room_bytes(const std::vector<const Tensor*>& tensors) {
+    size_t largest = 512 << 10;
+    for (const Tensor* t : tensors) largest = std::max(largest, panel_bytes(t->dtype, static_cast<int>(t->shape[1])));
+    return round_up(largest, 64);
+}
+
+Weights::Weights(const GgufFile& file, const std::vector<LoadItem>& items, const WeightOptions& options,
+                 Loading& loading, ThreadPool& pool)
+    : file_(file),
+      room_bytes_(room_bytes(tensors_of(items))),
+      arena_(options.mapped ? pool.size() * room_bytes_ : packed_bytes(tensors_of(items))) {
+    if (options.mapped) {
+        map(items, options.cache_bytes);
+        for (int i = 0; i < pool.size(); ++i) rooms_.push_back(arena_.take(room_bytes_));
+    } else {
+        load(items, file_bytes(items) > options.cache_bytes, loading, pool);
+    }
+    file.check_unchanged();
+}
+
+void Weights::map(const std::vector<LoadItem>& items, size_t cache_bytes) {
+    mapping_ = file_.map();
+    const double share = static_cast<double>(cache_bytes) / file_bytes(items);
+    double n_seen = 0, n_kept = 0;
+    for (const auto& [tensor, to] : items) {
+        const int n_rows = static_cast<int>(tensor->shape[0]), n_cols = static_cast<int>(tensor->shape[1]);
+        *to = {tensor->dtype,
+               false,
+               n_rows,
+               n_cols,
+               mapping_->data() + tensor->offset,
+               row_bytes(format_of(tensor->dtype), n_cols)};
+        // Those that are read anew stand evenly between the others, so that the device reads while these are
+        // multiplied.
+        n_seen += tensor->n_bytes;
+        if (n_kept + tensor->n_bytes <= n_seen * share)
+            n_kept += tensor->n_bytes;
+        else
+            streams_.emplace_back(tensor, to->data);
+    }
+}
+
+// The thread that uses the last panels of a stream forgets it and sends for another; one more is on its way already.
+void Weights::note_use(const Matrix& w, int n_panels) const {
+    const auto stream =
+        std::find_if(streams_.begin(), streams_.end(), [&](const Stream& s) { return s.data == w.data; });
+    if (stream == streams_.end() || (stream->n_used += n_panels) < (w.n_rows + kPanel - 1) / kPanel) return;
+    stream->n_used = 0;
+    mapping_->forget(stream->tensor->offset, stream->tensor->n_bytes);
+    file_.drop_cached(stream->tensor->offset, stream->tensor->n_bytes);
+    const Stream& next = streams_[(stream - streams_.begin() + 2) % streams_.size()];
+    mapping_->prefetch(next.tensor->offset, next.tensor->n_bytes);
+}
+
+void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading& loading, ThreadPool& pool) {
     struct Piece {
         const Tensor* tensor;
         const Matrix* to;
@@ -58,31 +131,46 @@ void load_matrices(const GgufFile& file, const std::vector<LoadItem>& items, Are
         const int n_rows = static_cast<int>(tensor->shape[0]), n_cols = static_cast<int>(tensor->shape[1]);
         const size_t row = row_bytes(format_of(tensor->dtype), n_cols);
         const size_t panel = panel_bytes(tensor->dtype, n_cols);
-        *to = {tensor->dtype, panel != 0, n_rows, n_cols, arena.take(arena_bytes(*tensor)), panel ? panel : row};
+        *to = {tensor->dtype, panel != 0, n_rows, n_cols, arena_.take(packed_bytes(*tensor)), panel ? panel : row};
         const int step = static_cast<int>(std::max<size_t>(kPiece / (row * kPanel), 1)) * kPanel;
         for (int first = 0; first < n_rows; first += step) {
             pieces.push_back({tensor, to, first, std::min(step, n_rows - first)});
             largest = std::max(largest, row * std::min(step, n_rows));
         }
     }
+    loading.total = file_bytes(items);
     std::vector<std::vector<std::byte>> buffers(pool.size());
     pool.run([&](int thread) {
         std::vector<std::byte>& buffer = buffers[thread];
         pool.each(static_cast<int>(pieces.size()), [&](int i) {
+            check<Cancelled>(!loading.cancelled, "the load was cancelled");
             const auto& [tensor, to, first, n_rows] = pieces[i];
-            const size_t row = row_bytes(format_of(tensor->dtype), to->n_cols);
+            const size_t row = row_bytes(format_of(tensor->dtype), to->n_cols), offset = tensor->offset + first * row;
             auto* data = const_cast<std::byte*>(to->data);
-            if (!to->packed) {
-                file.read(tensor->offset + first * row, data + first * row, n_rows * row);
-                return;
+            if (to->packed) {
+                buffer.resize(largest);
+                file_.read(offset, buffer.data(), n_rows * row);
+                const Matrix rows{to->dtype, false, n_rows, to->n_cols, buffer.data(), row};
+                pack(rows, 0, (n_rows + kPanel - 1) / kPanel, data + first / kPanel * to->stride);
+            } else {
+                file_.read(offset, data + first * row, n_rows * row);
             }
-            buffer.resize(largest);
-            file.read(tensor->offset + first * row, buffer.data(), n_rows * row);
-            for (int r = 0; r < n_rows; r += kPanel)
-                pack_panel(tensor->dtype, buffer.data() + r * row, row, std::min(kPanel, n_rows - r), to->n_cols,
-                           data + (first + r) / kPanel * to->stride);
+            if (drop_cached) file_.drop_cached(offset, n_rows * row);
+            loading.done += n_rows * row;
         });
     });
+}
+
+void Weights::pack(const Matrix& w, int panel, int n_panels, std::byte* to) {
+    const size_t stride = panel_bytes(w.dtype, w.n_cols);
+    for (int row = panel * kPanel; n_panels-- > 0; row += kPanel, to += stride)
+        pack_panel(w.dtype, w.data + row * w.stride, w.stride, std::min(kPanel, w.n_rows - row), w.n_cols, to);
+}
+
+void Weights::check_unchanged() const {
+    if (!mapping_) return;
+    file_.check_unchanged();
+    check<FileChanged>(!mapping_->lost(), file_.path(), ": could not be read any more while it was in use");
 }
 
 std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor) {

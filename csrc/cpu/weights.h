@@ -1,6 +1,11 @@
-// The weights of a CPU executor: read from the file once, in parallel, straight into panels in one huge-page arena.
+// The weights of a CPU executor, held in one of two ways: read from the file once, in parallel, straight into panels in
+// one huge-page arena; or mapped, shared with all who use the file, and packed panel by panel just before use.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -23,16 +28,76 @@ class Arena {
     size_t size_, used_ = 0;
 };
 
-// Bytes that a matrix takes in the arena.
-size_t arena_bytes(const Tensor& tensor);
+// How weights are held.
+struct WeightOptions {
+    bool mapped = false;  // as rows in the file, packed again for each product; otherwise packed once, in memory
+    // Bytes of the file that may stay in the system's cache. If that is less than all of it, packed weights leave the
+    // cache when they have been read. Of mapped ones, so many matrices as are too much leave it after each product:
+    // else each token would push out of the cache what the next one begins with, and all would be read again.
+    size_t cache_bytes = std::numeric_limits<size_t>::max();
+};
+
+// What other threads may see and want of a load.
+struct Loading {
+    std::atomic<size_t> done{0}, total{0};  // bytes of the file
+    std::atomic<bool> cancelled{false};     // the load throws Cancelled
+};
+
+// Bytes of memory that matrices take where they are packed, and those of a thread's room where they are mapped.
+size_t packed_bytes(const std::vector<const Tensor*>& tensors);
+size_t room_bytes(const std::vector<const Tensor*>& tensors);
 
 struct LoadItem {
     const Tensor* tensor;  // two dimensions
     Matrix* to;
 };
 
-// Fills `items` from the file into `arena`.
-void load_matrices(const GgufFile& file, const std::vector<LoadItem>& items, Arena& arena, ThreadPool& pool);
+// The matrices of a model, and what holds them.
+class Weights {
+  public:
+    // Fills `items`. Throws OutOfMemory, FileChanged, Cancelled.
+    Weights(const GgufFile& file, const std::vector<LoadItem>& items, const WeightOptions& options, Loading& loading,
+            ThreadPool& pool);
+
+    // product(panels, begin, end, first_row) until panels [begin, end) of w are done: `panels` is w itself, or the rows
+    // of w from first_row on, packed in this thread's room, as many as fit.
+    template <typename F>
+    void each_panels(int thread, const Matrix& w, int begin, int end, F product) const {
+        const size_t stride = w.packed ? 0 : panel_bytes(w.dtype, w.n_cols);
+        const int n_fit = stride ? static_cast<int>(room_bytes_ / stride) : 0;
+        if (!stride) product(w, begin, end, 0);
+        for (int panel = begin; stride && panel < end; panel += n_fit) {
+            const int n = std::min(n_fit, end - panel), row = panel * kPanel;
+            pack(w, panel, n, rooms_[thread]);
+            product({w.dtype, true, w.n_rows - row, w.n_cols, rooms_[thread], stride}, 0, n, row);
+        }
+        if (!streams_.empty()) note_use(w, end - begin);
+    }
+
+    // Throws FileChanged if mapped weights are not those of the file any more.
+    void check_unchanged() const;
+
+  private:
+    // A mapped matrix that does not stay in the cache.
+    struct Stream {
+        Stream(const Tensor* tensor, const std::byte* data) : tensor(tensor), data(data) {}
+        const Tensor* tensor;
+        const std::byte* data;
+        std::atomic<int> n_used{0};  // panels, of those of one product
+    };
+
+    void load(const std::vector<LoadItem>& items, bool drop_cached, Loading& loading, ThreadPool& pool);
+    void map(const std::vector<LoadItem>& items, size_t cache_bytes);
+    void note_use(const Matrix& w, int n_panels) const;
+    static void pack(const Matrix& w, int panel, int n_panels, std::byte* to);
+
+    const GgufFile& file_;
+    const size_t room_bytes_;
+    Arena arena_;
+    std::unique_ptr<Mapping> mapping_;
+    mutable std::deque<Stream> streams_;  // in order of use
+    std::vector<std::byte*> rooms_;       // a thread, where mapped
+};
 
 // A tensor of one dimension as floats.
 std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor);

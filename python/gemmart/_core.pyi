@@ -61,10 +61,28 @@ class ModelFacts:
     def info(self) -> dict[str, Any]: ...
     def memory_need(
         self, *, n_threads: int, n_batch: int, n_kv_tokens: int, n_sequences: int, kv_type: str
-    ) -> dict[str, int]: ...  # weights, buffers, kv
+    ) -> dict[str, int]: ...  # packed_weights, mapped_weights, buffers, kv
+
+class Loading:
+    def __init__(self) -> None: ...
+    @property
+    def done(self) -> int: ...  # bytes
+    @property
+    def total(self) -> int: ...
+    def cancel(self) -> None: ...
 
 class Model:
-    def __init__(self, facts: ModelFacts, *, n_threads: int, n_batch: int, precise: bool) -> None: ...
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        n_threads: int,
+        n_batch: int,
+        precise: bool,
+        mapped: bool = False,
+        cache_bytes: int = 2**64 - 1,
+        loading: Loading | None = None,
+    ) -> None: ...
     @property
     def isa(self) -> str: ...
     def time_phases(self, on: bool) -> None: ...
@@ -95,6 +113,12 @@ class Context:
 # Kernels (module_kernels.cpp): a submodule; isa "" is the best one, or GEMMART_ISA
 
 class kernels:
+    class Bench:
+        def __init__(self, isa: str, *, n_threads: int, n_bytes: int) -> None: ...
+        def matmul(self, format: str, n_tokens: int) -> tuple[float, float, float]: ...  # seconds, bytes, products
+        def attention(self, kv_type: str, n_tokens: int) -> tuple[float, float, float]: ...
+        def vectors(self) -> list[tuple[str, float]]: ...  # name, numbers a second
+
     @staticmethod
     def isas() -> list[tuple[str, bool, bool, str]]: ...  # name, built, usable, why not; weakest first
     @staticmethod

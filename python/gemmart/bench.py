@@ -37,6 +37,7 @@ def measure(
     batch: int,
     kv_type: str,
     precise: bool | None,
+    mmap: bool | None,
     offline: bool,
     progress: Progress,
     notice: Callable[[str], None],
@@ -58,6 +59,7 @@ def measure(
         kv_type=kv_type,
         precise=precise,
         lookup=False,  # each token is computed
+        mmap=mmap,
         offline=True,  # it was fetched above, so that load_s is loading alone
         progress=progress,
         notice=notice,
@@ -77,7 +79,7 @@ def measure(
             decodes.append(written.timings.tokens_per_s(written.usage))
         progress("measuring", 2 * repeat, 2 * repeat)
         peak_mib = _peak_mib()
-        threads, isa, precise = model.plan.threads, model.isa, model.precise
+        threads, isa, precise, mmap = model.plan.threads, model.isa, model.precise, model.plan.mmap
 
     token_bytes = weight_bytes_per_token(_core.Gguf(*place))
     least, most = BANDWIDTH_BYTES
@@ -88,6 +90,7 @@ def measure(
         "cpu": cpu_name(),
         "isa": isa,
         "precise": precise,
+        "mmap": mmap,
         "threads": threads,
         "prompt_tokens": prompt,
         "decode_tokens": decode,
@@ -114,6 +117,7 @@ def phases(
     batch: int,
     kv_type: str,
     precise: bool | None,
+    mmap: bool | None,
     offline: bool,
     progress: Progress,
     notice: Callable[[str], None],
@@ -126,11 +130,18 @@ def phases(
     source = sources.resolve(ref, offline=offline, progress=progress, notice=notice)
     facts = _core.ModelFacts(str(source.path), source.offset, source.length)
     _check_context(facts, prompt + decode, source.name, prompt, decode)
-    plan = make_plan(facts, ctx=prompt + decode, parallel=1, batch=batch, threads=threads, kv_type=kv_type)
+    plan = make_plan(facts, ctx=prompt + decode, parallel=1, batch=batch, threads=threads, kv_type=kv_type, mmap=mmap)
     check_fits(plan, source.name)
     info = facts.info()
     precise = info["dim"] <= SMALL_DIM if precise is None else precise
-    model = _core.Model(facts, n_threads=plan.threads, n_batch=batch, precise=precise)
+    model = _core.Model(
+        facts,
+        n_threads=plan.threads,
+        n_batch=batch,
+        precise=precise,
+        mapped=plan.mmap,
+        cache_bytes=plan.cache_bytes,
+    )
     prompts = _Prompts(info["n_vocab"])
 
     def run(steps: list[list[int]], n_answers: int) -> dict[str, float]:

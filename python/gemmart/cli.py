@@ -107,6 +107,10 @@ memory_options = options(
         {"type": AT_LEAST_1, "metavar": "N", "default": 512, "help": "Tokens of a prompt read at once; default 512."},
     ),
     (("--kv-type",), {"default": "f16", "metavar": "TYPE", "help": "Keys and values: f16 (default), bf16, f32, q8_0."}),
+    (
+        ("--mmap/--no-mmap",),
+        {"default": None, "help": "Weights stay in the file, or are packed in memory; default: in memory if they fit."},
+    ),
 )
 precise_options = options(
     "Computing",
@@ -419,6 +423,7 @@ def _load(ref: str | None, given: dict[str, Any], messages: Messages, **more: An
             threads=given["threads"],
             batch=given["batch"],
             kv_type=given["kv_type"],
+            mmap=given["mmap"],
             precise=given["precise"],
             offline=given["offline"],
             progress=progress,
@@ -477,6 +482,7 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
             threads=given["threads"],
             kv_type=given["kv_type"],
             draft=given["draft"],
+            mmap=given["mmap"],
             offline=given["offline"],
             progress=progress,
             notice=messages.warn,
@@ -484,12 +490,13 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
     if given["as_json"]:
         _print_json(asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
         return 0
+    weights = f"{mib(found.mapped_bytes)} mapped, in the file" if found.mmap else "packed"
     kv = f"{found.kv_type}, {found.ctx} tokens, sequences: {found.parallel}"
     draft = [("draft model", mib(found.draft_bytes))] if found.draft_bytes else []
     print(
         table(
             [
-                ("weights", mib(found.weight_bytes)),
+                ("weights", f"{mib(found.weight_bytes)} ({weights})"),
                 ("keys and values", f"{mib(found.kv_bytes)} ({kv})"),
                 ("buffers", f"{mib(found.buffer_bytes)} (batch {found.batch}, threads: {found.threads})"),
                 *draft,
@@ -513,34 +520,39 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
         {"type": AT_LEAST_1, "metavar": "N", "default": 3, "help": "How often; medians are shown; default 3."},
     ),
     (("--phases",), flag("Show where the time goes instead; it decodes after the prompt.")),
+    (("--kernels",), flag("Measure single kernels instead, on one thread unless -t says otherwise; needs no model.")),
 )
 @precise_options
 @memory_options
 @json_option
 @message_options
-def bench(arguments: tuple[str, ...], prompt: int, decode: int, repeat: int, phases: bool, **given: Any) -> int:
+def bench(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: Any) -> int:
     """Measure the speed of a model next to that of the memory."""
-    from gemmart import bench as bench_module
+    from gemmart import bench as model_bench
+    from gemmart import kernel_bench
 
+    if kernels and (phases or arguments or given["model_option"]):
+        raise click.UsageError("--kernels goes without a model and without --phases")
     messages = _messages(given)
     with messages.progress() as progress:
-        found = (bench_module.phases if phases else bench_module.measure)(
-            _only_model(arguments, given),
-            prompt=prompt,
-            decode=decode,
-            repeat=repeat,
-            threads=given["threads"],
-            batch=given["batch"],
-            kv_type=given["kv_type"],
-            precise=given["precise"],
-            offline=given["offline"],
-            progress=progress,
-            notice=messages.warn,
-        )
+        if kernels:
+            found = kernel_bench.measure(
+                threads=given["threads"] or 1, n_bytes=model_bench.BANDWIDTH_BYTES[1], progress=progress
+            )
+        else:
+            found = (model_bench.phases if phases else model_bench.measure)(
+                _only_model(arguments, given),
+                **{name: given[name] for name in ("prompt", "decode", "repeat", "threads", "batch")},
+                **{name: given[name] for name in ("kv_type", "mmap", "precise", "offline")},
+                progress=progress,
+                notice=messages.warn,
+            )
     if given["as_json"]:
         _print_json(found)
+    elif kernels:
+        print(kernel_bench.as_text(found))
     else:
-        print((bench_module.phases_as_text if phases else bench_module.as_text)(found))
+        print((model_bench.phases_as_text if phases else model_bench.as_text)(found))
     return 0
 
 

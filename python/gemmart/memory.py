@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 from gemmart import _core
+from gemmart.engine import LOGIT_BYTES
 from gemmart.errors import DeviceError, InvalidRequest, OutOfMemory
 from gemmart.machine import available_memory, usable_cores
-from gemmart.results import MemoryPlan
+from gemmart.results import SPARE_BYTES, MemoryPlan
 from gemmart.sampling import check_number
 
 log = logging.getLogger("gemmart")
@@ -34,11 +35,13 @@ def make_plan(
     batch: int,
     threads: int | None,
     kv_type: str,
+    mmap: bool | None,
 ) -> MemoryPlan:
-    """The plan for a model file, and that of a draft model, with these options.
+    """The plan for a model file, and a draft model beside it, with these options.
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
-    with a warning. Raises InvalidRequest naming the option."""
+    with a warning. mmap None: packed weights where they fit, else mapped ones, with a warning. Raises InvalidRequest
+    naming the option."""
     for name, value, limit in (
         ("ctx", ctx, 2**31 - 1),
         ("parallel", parallel, 1024),
@@ -49,42 +52,54 @@ def make_plan(
             check_number(name, value, int, 1, limit)
     if kv_type not in KV_TYPES:
         raise InvalidRequest(f"kv_type: {kv_type!r} is unknown; {', '.join(KV_TYPES)} are known")
-    trained = facts.info()["n_ctx_train"]
+    info = facts.info()
+    trained, logits_row = info["n_ctx_train"], 4 * info["n_vocab"]
+    logit_bytes = logits_row * min(batch, max(parallel, LOGIT_BYTES // logits_row))
     if ctx is not None and ctx > trained:
         log.warning("ctx: %d is more than the %d tokens that the model was trained on; using %d", ctx, trained, trained)
     n_threads = threads or usable_cores()
     available = available_memory()
 
-    def plan_for(n_ctx: int) -> MemoryPlan:
+    def plan_for(n_ctx: int, mapped: bool) -> MemoryPlan:
         if n_ctx * parallel >= 2**31:
             raise InvalidRequest(f"ctx × parallel: {n_ctx} × {parallel} tokens are more than 2^31 - 1")
-        need, draft_need = (
-            model.memory_need(
-                n_threads=n_threads, n_batch=batch, n_kv_tokens=n_ctx * parallel, n_sequences=parallel, kv_type=kv_type
-            )
-            if model
-            else {}
-            for model in (facts, draft)
-        )
+        sizes = {"n_threads": n_threads, "n_batch": batch, "n_kv_tokens": n_ctx * parallel, "n_sequences": parallel}
+        need = facts.memory_need(**sizes, kv_type=kv_type)
+        draft_need = draft.memory_need(**sizes, kv_type=kv_type) if draft else {}
         return MemoryPlan(
             ctx=n_ctx,
             parallel=parallel,
             batch=batch,
             threads=n_threads,
             kv_type=kv_type,
-            weight_bytes=need["weights"],
-            buffer_bytes=need["buffers"],
+            mmap=mapped,
+            mapped_bytes=need["packed_weights"] if mapped else 0,
+            weight_bytes=need["mapped_weights" if mapped else "packed_weights"],
+            buffer_bytes=need["buffers"] + logit_bytes,
             kv_bytes=need["kv"],
-            draft_bytes=sum(draft_need.values()),
+            draft_bytes=sum(draft_need.get(part, 0) for part in ("packed_weights", "buffers", "kv")),
             available_bytes=available,
         )
 
-    plan = plan_for(min(ctx or trained, trained))
-    if ctx is None:
-        while not plan.fits and plan.ctx > 2048:
-            plan = plan_for(1 << ((plan.ctx - 1).bit_length() - 1))
-        if plan.ctx < trained:
-            log.warning("ctx: %d instead of the trained %d tokens, which do not fit into memory", plan.ctx, trained)
+    def longest_plan(mapped: bool, spare: int) -> MemoryPlan:
+        plan = plan_for(min(ctx or trained, trained), mapped)
+        while ctx is None and plan.total_bytes + spare > available and plan.ctx > 2048:
+            plan = plan_for(1 << ((plan.ctx - 1).bit_length() - 1), mapped)
+        return plan
+
+    if mmap is None:
+        plan = longest_plan(False, SPARE_BYTES)
+        if plan.total_bytes + SPARE_BYTES > available and (other := longest_plan(True, 0)).fits:
+            log.warning(
+                "weights: they stay in the file, which is slower: %d MiB of memory are available, and with the weights "
+                "in memory (%d MiB) the model would need %d MiB",
+                *(round(n / 2**20) for n in (available, plan.weight_bytes, plan.total_bytes)),
+            )
+            plan = other
+    else:
+        plan = longest_plan(mmap, 0)
+    if ctx is None and plan.ctx < trained:
+        log.warning("ctx: %d instead of the trained %d tokens, which do not fit into memory", plan.ctx, trained)
     return plan
 
 
@@ -96,5 +111,6 @@ def check_fits(plan: MemoryPlan, path: str) -> None:
         draft = f", draft model {mib[4]}" if plan.draft_bytes else ""
         raise OutOfMemory(
             f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}"
-            f"{draft}), but {mib[5]} MiB are available; choose a smaller ctx, kv_type='q8_0', or a smaller file"
+            f"{draft}), but {mib[5]} MiB are available; choose a smaller ctx, kv_type='q8_0', "
+            f"{'' if plan.mmap else 'mmap=True, '}or a smaller file"
         )

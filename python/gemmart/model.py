@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -20,7 +21,7 @@ from gemmart.engine import Engine, Request
 from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
-from gemmart.progress import Progress
+from gemmart.progress import Progress, no_progress
 from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
@@ -29,6 +30,11 @@ from gemmart.speculation import MAX_DRAFT, Draft, Lookup, NewGuesser, check_same
 from gemmart.stops import StopStrings
 from gemmart.template import ChatTemplate
 from gemmart.tokenizer import Tokenizer, Vocabulary
+
+SILENT_SECONDS = 1.0
+"""How long a model loads before its progress is told, and """
+PROGRESS_SECONDS = 0.1
+"""how often then."""
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -49,6 +55,7 @@ def load(
     threads: int | None = None,
     kv_type: str = "f16",
     precise: bool | None = None,
+    mmap: bool | None = None,
     lookup: bool = True,
     draft: str | Path | None = None,
     draft_max: int = 7,
@@ -71,12 +78,14 @@ def load(
     kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
     physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
     quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
-    for small models only (SMALL_DIM). lookup: guess that what stood before stands again. draft: a smaller model with
-    the same vocabulary, which guesses too. draft_max: most tokens guessed at once, 0 to 64; guesses are checked, so
-    they change nothing but the speed. n_ctx, n_gpu_layers: other names of ctx and ngl. template: a Jinja chat template
-    instead of the file's. system_style: how a Gemma model is told a system message: "fold", "turn" or "user".
-    strict_roles: roles that do not alternate are an error. offline: nothing is fetched. notice: called with a sentence
-    where another model than the default is taken.
+    for small models only (SMALL_DIM). mmap: leave the weights in the file, shared with all who use it, and read them as
+    they are needed; False: in memory, which is faster; None: in memory where they fit. lookup: guess that what stood
+    before stands again. draft: a smaller model with the same vocabulary, which guesses too. draft_max: most tokens
+    guessed at once, 0 to 64; guesses are checked, so they change nothing but the speed. n_ctx, n_gpu_layers: other
+    names of ctx and ngl. template: a Jinja chat template instead of the file's. system_style: how a Gemma model is told
+    a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error. offline: nothing
+    is fetched. progress: called with how far a download is, or a load that takes over a second. notice: called with a
+    sentence where another model than the default is taken.
 
     Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
     InvalidRequest."""
@@ -96,6 +105,7 @@ def load(
         batch=batch,
         threads=threads,
         kv_type=kv_type,
+        mmap=mmap,
     )
     check_fits(plan_, str(file.path))
     return Model(
@@ -108,6 +118,7 @@ def load(
         template=template,
         system_style=system_style,
         strict_roles=strict_roles,
+        progress=progress or no_progress,
     )
 
 
@@ -119,6 +130,7 @@ def plan(
     batch: int = 512,
     threads: int | None = None,
     kv_type: str = "f16",
+    mmap: bool | None = None,
     draft: str | Path | None = None,
     gpu: str = "auto",
     ngl: str | int = "auto",
@@ -142,6 +154,7 @@ def plan(
         batch=batch,
         threads=threads,
         kv_type=kv_type,
+        mmap=mmap,
     )
 
 
@@ -193,56 +206,66 @@ class Model:
         template: str | None,
         system_style: str,
         strict_roles: bool,
+        progress: Progress,
     ) -> None:
         self.plan = plan
         self.info = describe(file.gguf, file.facts, file.path)
         self.precise = file.small if precise is None else precise
-        core: list[_core.Model] = []
-        failure: list[BaseException] = []
-
-        def load_weights() -> None:
-            try:
-                sizes = {"n_threads": plan.threads, "n_batch": plan.batch}
-                core.append(_core.Model(file.facts, precise=self.precise, **sizes))
-                if draft is not None:
-                    core.append(_core.Model(draft.facts, precise=draft.small, **sizes))
-            except BaseException as error:
-                failure.append(error)
-
+        status = _core.Loading()
         # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
-        loading = threading.Thread(target=load_weights, name="gemmart-load")
-        loading.start()
-        try:
-            vocabulary = file.vocabulary()
-            self._tokenizer = Tokenizer(vocabulary)
-            names = [
-                "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
-                for id in (vocabulary.bos, vocabulary.eos)
-            ]
-            self._template = ChatTemplate.for_model(
-                template if template is not None else self.info.chat_template,
-                self.info.family,
-                bos=names[0],
-                eos=names[1],
-                control=self._tokenizer.control_texts,
-                system_style=system_style,
-                strict_roles=strict_roles,
+        with ThreadPoolExecutor(1, "gemmart-load") as thread:
+            began = time.monotonic()
+            loading = thread.submit(
+                _core.Model,
+                file.facts,
+                n_threads=plan.threads,
+                n_batch=plan.batch,
+                precise=self.precise,
+                mapped=plan.mmap,
+                cache_bytes=plan.cache_bytes,
+                loading=status,
             )
-        finally:
-            loading.join()
-        if failure:
-            raise failure[0]
+            try:
+                vocabulary = file.vocabulary()
+                self._tokenizer = Tokenizer(vocabulary)
+                names = [
+                    "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
+                    for id in (vocabulary.bos, vocabulary.eos)
+                ]
+                self._template = ChatTemplate.for_model(
+                    template if template is not None else self.info.chat_template,
+                    self.info.family,
+                    bos=names[0],
+                    eos=names[1],
+                    control=self._tokenizer.control_texts,
+                    system_style=system_style,
+                    strict_roles=strict_roles,
+                )
+                is_loading = True
+                while is_loading:
+                    is_loading = bool(wait([loading], PROGRESS_SECONDS).not_done)
+                    if time.monotonic() - began > SILENT_SECONDS:
+                        progress("loading", status.done, status.total)
+            except BaseException:
+                status.cancel()
+                raise
+        core = loading.result()
         self.default_sampling = default_sampling(self.info.family, general_sampling(file.gguf))
-        context, *draft_context = [
-            _core.Context(model, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type)
-            for model in core
-        ]
         guessers: list[NewGuesser] = [Lookup] if lookup else []
         if draft is not None:
+            smaller = _core.Model(
+                draft.facts,
+                n_threads=plan.threads,
+                n_batch=plan.batch,
+                precise=draft.small,
+                mapped=False,
+                cache_bytes=0,
+                loading=_core.Loading(),
+            )
             n_ctx = draft.facts.info()["n_ctx_train"]
-            guessers.append(partial(Draft, draft_context[0], n_ctx=n_ctx, n_batch=plan.batch))
+            guessers.append(partial(Draft, _context(smaller, plan), n_ctx=n_ctx, n_batch=plan.batch))
         self._engine = Engine(
-            context,
+            _context(core, plan),
             self._tokenizer,
             n_ctx=plan.ctx,
             n_batch=plan.batch,
@@ -252,7 +275,7 @@ class Model:
         )
         # For who forgets close(): a thread that computes while the interpreter ends would abort the process.
         weakref.finalize(self, self._engine.close)
-        self.isa = core[0].isa
+        self.isa = core.isa
 
     @property
     def ctx(self) -> int:
@@ -523,6 +546,11 @@ class _Turn(Stream):
         if session is not None and not isinstance(self._result, Exception):
             text = self._result.text if isinstance(self._result, Completion) else self.text
             session.messages += [self._turn, {"role": "assistant", "content": text}]
+
+
+def _context(core: _core.Model, plan: MemoryPlan) -> _core.Context:
+    """Room for what the plan says."""
+    return _core.Context(core, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type)
 
 
 def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SPARE_BYTES = 512 << 20
+"""Memory that is left for other programs and the objects of this one, where there is a choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -87,14 +90,18 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a model will take with these options. `kv_bytes` when every page is in use; it is touched only as
-    sequences grow."""
+    """Bytes of memory that a model will take with these options. `weight_bytes`: all of the matrices where they are
+    packed; where they are mapped (`mmap`), room to work on some of them. `mapped_bytes`: those that stay in the
+    file, of which the system's cache keeps what there is room for. `kv_bytes` when every page is in use; it is touched
+    only as sequences grow."""
 
     ctx: int
     parallel: int
     batch: int
     threads: int
     kv_type: str
+    mmap: bool
+    mapped_bytes: int
     weight_bytes: int
     buffer_bytes: int
     kv_bytes: int
@@ -104,6 +111,11 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         return self.weight_bytes + self.buffer_bytes + self.kv_bytes + self.draft_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """What may stay of the file in the system's cache."""
+        return max(0, self.available_bytes - self.total_bytes - SPARE_BYTES)
 
     @property
     def fits(self) -> bool:
