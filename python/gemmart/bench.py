@@ -58,6 +58,7 @@ def measure(
         batch=batch,
         kv_type=kv_type,
         precise=precise,
+        lookup=False,  # each token is computed
         mmap=mmap,
         offline=True,  # it was fetched above, so that load_s is loading alone
         progress=progress,

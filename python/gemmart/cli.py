@@ -122,6 +122,13 @@ precise_options = options(
         },
     ),
 )
+draft_options = options(
+    "Computing",
+    (
+        ("--draft", "-md", "--model-draft", "draft"),
+        {"metavar": "MODEL", "help": "A smaller model with the same vocabulary, which guesses what comes next."},
+    ),
+)
 context_options = options(
     "Context",
     (
@@ -230,8 +237,22 @@ def cli(ctx: click.Context, version: bool) -> None:
 )
 @precise_options
 @memory_options
+@draft_options
 @options(
     "Computing",
+    (
+        ("--draft-max", "--draft-n"),
+        {
+            "type": click.IntRange(min=0),
+            "metavar": "N",
+            "default": 7,
+            "help": "Most tokens guessed at once; default 7.",
+        },
+    ),
+    (
+        ("--lookup/--no-lookup",),
+        {"default": True, "help": "Whether to guess that what stood before stands again; default: yes."},
+    ),
     (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),
     (("-ngl", "--ngl", "--n-gpu-layers", "ngl"), {"default": "auto", "hidden": True}),  # refused unless auto or 0
 )
@@ -250,8 +271,9 @@ def run(arguments: tuple[str, ...], **given: Any) -> int:
     if prompt is None and given["as_json"]:
         raise click.UsageError("--json: needs a prompt")
     generation = _generation(given)
+    more = {name: given[name] for name in ("lookup", "draft", "draft_max", "gpu")}
     ngl = int(given["ngl"]) if given["ngl"].isdecimal() else given["ngl"]
-    with _load(model_name, given, messages, gpu=given["gpu"], ngl=ngl) as model:
+    with _load(model_name, given, messages, ngl=ngl, **more) as model:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
@@ -438,6 +460,7 @@ def show(arguments: tuple[str, ...], template: bool, **given: Any) -> int:
 @model_options
 @context_options
 @memory_options
+@draft_options
 @options(
     "Computing",
     (("--parallel",), {"type": AT_LEAST_1, "metavar": "N", "default": 1, "help": "Sequences at once; default 1."}),
@@ -458,6 +481,7 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
             batch=given["batch"],
             threads=given["threads"],
             kv_type=given["kv_type"],
+            draft=given["draft"],
             mmap=given["mmap"],
             offline=given["offline"],
             progress=progress,
@@ -468,12 +492,14 @@ def plan(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
         return 0
     weights = f"{mib(found.mapped_bytes)} mapped, in the file" if found.mmap else "packed"
     kv = f"{found.kv_type}, {found.ctx} tokens, sequences: {found.parallel}"
+    draft = [("draft model", mib(found.draft_bytes))] if found.draft_bytes else []
     print(
         table(
             [
                 ("weights", f"{mib(found.weight_bytes)} ({weights})"),
                 ("keys and values", f"{mib(found.kv_bytes)} ({kv})"),
                 ("buffers", f"{mib(found.buffer_bytes)} (batch {found.batch}, threads: {found.threads})"),
+                *draft,
                 ("total", mib(found.total_bytes)),
                 ("available", f"{mib(found.available_bytes)}: it {'fits' if found.fits else 'does not fit'}"),
             ]

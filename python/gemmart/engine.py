@@ -29,6 +29,7 @@ from gemmart.errors import (
 )
 from gemmart.results import Completion, Delta, Timings, TokenLogprob, Usage
 from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
+from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
 from gemmart.tokenizer import StreamDecoder, Tokenizer
 
@@ -56,14 +57,29 @@ class Request:
 
 
 class Engine:
-    """Continuous batching over one core context. `n_ctx`: most tokens of a sequence; `n_batch`: rows of a step."""
+    """Continuous batching over one core context."""
 
-    def __init__(self, context: _core.Context, tokenizer: Tokenizer, *, n_ctx: int, n_batch: int, window: int) -> None:
+    def __init__(
+        self,
+        context: _core.Context,
+        tokenizer: Tokenizer,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        window: int,
+        guessers: Sequence[NewGuesser],
+        draft_max: int,
+    ) -> None:
+        """n_ctx: most tokens of a sequence. n_batch: rows of a step. window: tokens that the windowed layers see.
+        guessers: what guesses for a sequence, those asked first in front. draft_max: most tokens guessed at once."""
         self._context = context
         self._kv = context.kv
         self._tokenizer = tokenizer
         self.n_ctx = n_ctx
         self._n_batch = n_batch
+        self._guessers = guessers
+        self._draft_max = min(draft_max, n_batch - 1)
+        self._times = StepTimes()
         # Pages that a sequence can hold at once of the windowed layers: what they see, what a rewind needs, what a step
         # adds.
         self._window_pages = _pages(window + _core.KV_SLACK + min(n_batch, _core.KV_CHUNK)) + 2
@@ -129,7 +145,7 @@ class Engine:
         self._remove_finished()
         for request in self._inbox:
             request.events.put(Cancelled("the model was closed"))
-        del self._context, self._kv
+        del self._context, self._kv, self._guessers
 
     def _admit(self) -> None:
         """Take requests from the inbox, in order, while every admitted sequence can grow to its full length; cancelled
@@ -140,7 +156,7 @@ class Engine:
                 waiting.append(request)
                 continue
             try:
-                self._active.append(_Sequence(request, self._kv, self._tokenizer))
+                self._active.append(_Sequence(request, self._kv, self._tokenizer, self._guessers, self._times))
             except Exception as error:
                 request.events.put(_public(error))
         self._inbox = waiting
@@ -163,42 +179,35 @@ class Engine:
         batch = self._make_batch()
         if not batch:
             return
-        rows: list[tuple[_Sequence, int]] = []  # (sequence, row) that want logits
+        lone = batch[0][0] if len(self._active) == 1 and batch[0][0].decodes else None
+        guess = lone.guess(self._draft_max) if lone else []
         tokens: list[int] = []
+        runs: list[tuple[int, int]] = []
+        outputs: list[int] = []  # the rows that want logits
+        wanted: list[range] = []  # for each sequence, which of these are its own
         for sequence, n in batch:
-            first = len(tokens)
-            tokens += sequence.pending[:n]
-            if sequence.request.all_logits:
-                rows += [(sequence, first + i) for i in range(n)]
-            elif n == len(sequence.pending):
-                rows.append((sequence, len(tokens) - 1))
+            run = sequence.pending[:n] + guess
+            n_outputs = n if sequence.request.all_logits else 1 + len(guess) if n == len(sequence.pending) else 0
+            tokens += run
+            runs.append((sequence.id, len(run)))
+            wanted.append(range(len(outputs), len(outputs) + n_outputs))
+            outputs += range(len(tokens) - n_outputs, len(tokens))
             sequence.started = sequence.started or time.monotonic()
-        finite = self._context.forward(
-            np.array(tokens, np.int32), [(s.id, n) for s, n in batch], [row for _, row in rows]
-        )
+        finite = self._context.forward(np.array(tokens, np.int32), runs, outputs)
+        ended = time.monotonic()
         self._n_steps += 1
-        for sequence, n in batch:
+        for (sequence, n), own in zip(batch, wanted, strict=True):
             del sequence.pending[:n]
             sequence.last_step = self._n_steps
-        wants_all: dict[_Sequence, list[int]] = {}
-        for output, ((sequence, _), good) in enumerate(zip(rows, finite, strict=True)):
-            if sequence.finished:
-                continue
-            if not good:
-                sequence.fail(
-                    NumericError("the logits are not finite: a weight of the model is NaN or infinite, or too large")
-                )
-            elif sequence.request.all_logits:
-                wants_all.setdefault(sequence, []).append(output)
-            else:
-                try:
-                    sequence.sample(self._context, output)
-                except Exception as error:
-                    sequence.fail(_public(error))
-        for sequence, outputs in wants_all.items():
-            sequence.request.events.put(np.stack([self._context.row(i) for i in outputs]))
-            if not sequence.pending:
-                sequence.finish("stop")
+            try:
+                if sequence.request.all_logits:
+                    sequence.hand_out(self._context, own, finite)
+                elif own:
+                    n_right = sequence.advance(self._context, own, finite, guess)
+                    if sequence is lone:
+                        lone.speculation.learn(len(guess), n_right, ended)
+            except Exception as error:
+                sequence.fail(_public(error))
         self._remove_finished()
 
     def _make_batch(self) -> list[tuple[_Sequence, int]]:
@@ -224,18 +233,27 @@ class Engine:
         for sequence in self._active:
             if sequence.finished:
                 self._kv.free(sequence.id)
+                sequence.speculation.close()
         self._active = [s for s in self._active if not s.finished]
 
 
 class _Sequence:
     """A request under way."""
 
-    def __init__(self, request: Request, kv: _core.KvCache, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        request: Request,
+        kv: _core.KvCache,
+        tokenizer: Tokenizer,
+        guessers: Sequence[NewGuesser],
+        times: StepTimes,
+    ) -> None:
         self.request = request
+        self._kv = kv
         self._tokenizer = tokenizer
         prompt = np.array(request.prompt, np.int32)
         self.pages = _pages(len(prompt) + request.max_tokens)
-        self.tokens: list[int] = []
+        self._ids = prompt.tolist()  # of the prompt and, so far, the answer
         self.finished = False
         self.started = 0.0
         self.last_step = 0
@@ -244,21 +262,85 @@ class _Sequence:
         self._logprobs: list[TokenLogprob] = []
         self._decoder: StreamDecoder = tokenizer.decoder(start=False)
         self._stops = request.stops
+        self.speculation = Speculation([] if request.all_logits else [new(prompt) for new in guessers], times)
+        self._n_guessed = self._n_accepted = 0
+        bias = dict(request.sampling.logit_bias)
+        if request.ignore_stop_tokens:
+            bias |= dict.fromkeys(tokenizer.stop_ids, -np.inf)
+        self._bias_ids, self._bias = np.array(list(bias), np.int32), np.array(list(bias.values()), np.float32)
         if request.all_logits:  # a stored prefix has keys and values, but no logits
             self.id, self.n_cached = kv.new_sequence(), 0
         else:
             self.id, self.n_cached = kv.match_prefix(prompt)
-        self.pending: list[int] = prompt[self.n_cached :].tolist()
+        self.pending: list[int] = self._ids[self.n_cached :]
         if request.max_tokens == 0 and not request.all_logits:
             self.finish("length")
 
-    def sample(self, context: _core.Context, output: int) -> None:
-        """Choose the next token from one row of logits and hand it out."""
+    @property
+    def _n_left(self) -> int:
+        """Tokens that may still be generated."""
+        return len(self.request.prompt) + self.request.max_tokens - len(self._ids)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its next step computes the logits after one token."""
+        return len(self.pending) == 1 and not self.request.all_logits
+
+    def guess(self, n_most: int) -> list[int]:
+        """Up to `n_most` tokens that may follow."""
+        return self.speculation.guess(self._ids, min(n_most, self._n_left - 1))  # one more is sampled than is right
+
+    def hand_out(self, context: _core.Context, outputs: range, finite: Sequence[bool]) -> None:
+        """Give away rows of logits."""
+        _check_finite(finite[outputs.start : outputs.stop])
+        self.request.events.put(np.stack([context.row(output) for output in outputs]))
+        if not self.pending:
+            self.finish("stop")
+
+    def advance(self, context: _core.Context, outputs: range, finite: Sequence[bool], guess: list[int]) -> int:
+        """Sample the token after the last pending one, and after each of `guess` as long as it was the one sampled.
+        `outputs`: the rows for that. Returns how many guesses were right."""
+        self._n_guessed += len(guess)
+        n_right = 0
+        for output, guessed in zip(outputs, [*guess, None], strict=True):
+            _check_finite(finite[output : output + 1])
+            token = self._choose(context, output)
+            if token == guessed:
+                n_right += 1
+                self._n_accepted += 1
+            self._take(token, context, output)
+            if token != guessed or self.finished:
+                break
+        if n_right < len(guess):
+            self._kv.trim(self.id, len(self._ids) - 1)
+        return n_right
+
+    def _choose(self, context: _core.Context, output: int) -> int:
+        settings, n_vocab, position = self.request.sampling, self._tokenizer.n_tokens, len(self._ids)
+        recent = self._ids[max(0, position - settings.repeat_last_n) if settings.repeat_last_n >= 0 else 0 :]
+        k = needed_candidates(settings, n_vocab)
+        while True:
+            ids, logits, logsumexp = context.select(
+                output,
+                k,
+                bias_ids=self._bias_ids,
+                bias=self._bias,
+                recent=np.array(recent, np.int32),
+                repeat_penalty=settings.repeat_penalty,
+                presence_penalty=settings.presence_penalty,
+                frequency_penalty=settings.frequency_penalty,
+            )
+            index = choose(Candidates(ids, logits, logsumexp, n_vocab), settings, self.request.seed, position)
+            if index is not None:
+                return int(ids[index])
+            k = min(8 * k, n_vocab)
+
+    def _take(self, token: int, context: _core.Context, output: int) -> None:
+        """Hand out a token; `output` is the row that it was chosen from."""
         self._last = time.monotonic()
         self._first = self._first or self._last
+        self._ids.append(token)
         request = self.request
-        token = self._choose(context, output)
-        self.tokens.append(token)
         if token in self._tokenizer.stop_ids and not request.ignore_stop_tokens:
             self.finish("stop")
             return
@@ -273,35 +355,10 @@ class _Sequence:
         request.events.put(Delta(text, (token,), logprob))
         if stopped:
             self._finish("stop")
-        elif len(self.tokens) == request.max_tokens:
+        elif self._n_left == 0:
             self.finish("length")
         else:
             self.pending = [token]
-
-    def _choose(self, context: _core.Context, output: int) -> int:
-        request, settings = self.request, self.request.sampling
-        bias = dict(settings.logit_bias)
-        if request.ignore_stop_tokens:
-            bias |= dict.fromkeys(self._tokenizer.stop_ids, -np.inf)
-        so_far = [*request.prompt, *self.tokens]
-        recent = so_far if settings.repeat_last_n < 0 else so_far[max(0, len(so_far) - settings.repeat_last_n) :]
-        n_vocab = self._tokenizer.n_tokens
-        k = needed_candidates(settings, n_vocab)
-        while True:
-            ids, logits, logsumexp = context.select(
-                output,
-                k,
-                bias_ids=np.array(list(bias), np.int32),
-                bias=np.array(list(bias.values()), np.float32),
-                recent=np.array(recent, np.int32),
-                repeat_penalty=settings.repeat_penalty,
-                presence_penalty=settings.presence_penalty,
-                frequency_penalty=settings.frequency_penalty,
-            )
-            index = choose(Candidates(ids, logits, logsumexp, n_vocab), settings, request.seed, len(so_far))
-            if index is not None:
-                return int(ids[index])
-            k = min(8 * k, n_vocab)
 
     def finish(self, reason: str) -> None:
         """End with what the decoder and the stop strings still hold back."""
@@ -316,13 +373,20 @@ class _Sequence:
     def _finish(self, reason: str) -> None:
         request, now = self.request, time.monotonic()
         started, first = self.started or now, self._first or now
+        tokens = self._ids[len(request.prompt) :]
         self._end(
             Completion(
                 text="".join(self._text),
-                tokens=tuple(self.tokens),
+                tokens=tuple(tokens),
                 finish_reason=reason,
-                usage=Usage(len(request.prompt), len(self.tokens), self.n_cached),
-                timings=Timings(started - request.submitted, first - started, max(0.0, self._last - first)),
+                usage=Usage(len(request.prompt), len(tokens), self.n_cached),
+                timings=Timings(
+                    queued_s=started - request.submitted,
+                    prompt_s=first - started,
+                    generate_s=max(0.0, self._last - first),
+                    drafted_tokens=self._n_guessed,
+                    accepted_tokens=self._n_accepted,
+                ),
                 seed=request.seed,
                 logprobs=tuple(self._logprobs) if request.n_logprobs is not None else None,
             )
@@ -346,6 +410,11 @@ def _public(error: Exception) -> GemmartError:
     internal = InternalError(f"the engine failed: {error!r}")
     internal.__cause__ = error
     return internal
+
+
+def _check_finite(finite: Sequence[bool]) -> None:
+    if not all(finite):
+        raise NumericError("the logits are not finite: a weight of the model is NaN or infinite, or too large")
 
 
 def _pages(n_tokens: int) -> int:

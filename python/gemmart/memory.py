@@ -29,6 +29,7 @@ def check_device(gpu: str, ngl: str | int, device: str | None) -> None:
 def make_plan(
     facts: _core.ModelFacts,
     *,
+    draft: _core.ModelFacts | None = None,
     ctx: int | None,
     parallel: int,
     batch: int,
@@ -36,7 +37,7 @@ def make_plan(
     kv_type: str,
     mmap: bool | None,
 ) -> MemoryPlan:
-    """The plan for a model file with these options.
+    """The plan for a model file, and a draft model beside it, with these options.
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
     with a warning. mmap None: packed weights where they fit, else mapped ones, with a warning. Raises InvalidRequest
@@ -62,13 +63,9 @@ def make_plan(
     def plan_for(n_ctx: int, mapped: bool) -> MemoryPlan:
         if n_ctx * parallel >= 2**31:
             raise InvalidRequest(f"ctx × parallel: {n_ctx} × {parallel} tokens are more than 2^31 - 1")
-        need = facts.memory_need(
-            n_threads=n_threads,
-            n_batch=batch,
-            n_kv_tokens=n_ctx * parallel,
-            n_sequences=parallel,
-            kv_type=kv_type,
-        )
+        sizes = {"n_threads": n_threads, "n_batch": batch, "n_kv_tokens": n_ctx * parallel, "n_sequences": parallel}
+        need = facts.memory_need(**sizes, kv_type=kv_type)
+        draft_need = draft.memory_need(**sizes, kv_type=kv_type) if draft else {}
         return MemoryPlan(
             ctx=n_ctx,
             parallel=parallel,
@@ -80,6 +77,7 @@ def make_plan(
             weight_bytes=need["mapped_weights" if mapped else "packed_weights"],
             buffer_bytes=need["buffers"] + logit_bytes,
             kv_bytes=need["kv"],
+            draft_bytes=sum(draft_need.get(part, 0) for part in ("packed_weights", "buffers", "kv")),
             available_bytes=available,
         )
 
@@ -108,12 +106,11 @@ def make_plan(
 def check_fits(plan: MemoryPlan, path: str) -> None:
     """Raises OutOfMemory with the numbers where the plan does not fit."""
     if not plan.fits:
-        mib = [
-            round(n / 2**20)
-            for n in (plan.total_bytes, plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.available_bytes)
-        ]
+        sizes = (plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.draft_bytes, plan.available_bytes)
+        mib = [round(n / 2**20) for n in (plan.total_bytes, *sizes)]
+        draft = f", draft model {mib[4]}" if plan.draft_bytes else ""
         raise OutOfMemory(
-            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), "
-            f"but {mib[4]} MiB are available; choose a smaller ctx, kv_type='q8_0', "
+            f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}"
+            f"{draft}), but {mib[5]} MiB are available; choose a smaller ctx, kv_type='q8_0', "
             f"{'' if plan.mmap else 'mmap=True, '}or a smaller file"
         )

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from operator import index
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,8 @@ from gemmart.progress import Progress, no_progress
 from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
-from gemmart.sources import resolve
+from gemmart.sources import ModelSource, resolve
+from gemmart.speculation import MAX_DRAFT, Draft, Lookup, NewGuesser, check_same_vocabulary
 from gemmart.stops import StopStrings
 from gemmart.template import ChatTemplate
 from gemmart.tokenizer import Tokenizer, Vocabulary
@@ -54,6 +56,9 @@ def load(
     kv_type: str = "f16",
     precise: bool | None = None,
     mmap: bool | None = None,
+    lookup: bool = True,
+    draft: str | Path | None = None,
+    draft_max: int = 7,
     gpu: str = "auto",
     ngl: str | int = "auto",
     device: str | None = None,
@@ -74,9 +79,11 @@ def load(
     physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
     quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
     for small models only (SMALL_DIM). mmap: leave the weights in the file, shared with all who use it, and read them as
-    they are needed; False: in memory, which is faster; None: in memory where they fit. n_ctx, n_gpu_layers: other names
-    of ctx and ngl. template: a Jinja chat template instead of the file's. system_style: how a Gemma model is told a
-    system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error. offline: nothing
+    they are needed; False: in memory, which is faster; None: in memory where they fit. lookup: guess that what stood
+    before stands again. draft: a smaller model with the same vocabulary, which guesses too. draft_max: most tokens
+    guessed at once, 0 to 64; guesses are checked, so they change nothing but the speed. n_ctx, n_gpu_layers: other
+    names of ctx and ngl. template: a Jinja chat template instead of the file's. system_style: how a Gemma model is told
+    a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error. offline: nothing
     is fetched. progress: called with how far a download is, or a load that takes over a second. notice: called with a
     sentence where another model than the default is taken.
 
@@ -84,16 +91,30 @@ def load(
     InvalidRequest."""
     ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
     check_device(gpu, ngl, device)
-    source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
-    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
-    plan_ = make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type, mmap=mmap)
-    check_fits(plan_, str(source.path))
+    check_number("draft_max", draft_max, int, 0, MAX_DRAFT)
+    find = partial(resolve, offline=offline, progress=progress, notice=notice)
+    file = _ModelFile(find(None if ref is None else str(ref)))
+    draft_file = None if draft is None else _ModelFile(find(str(draft)))
+    if draft_file is not None:
+        check_same_vocabulary(draft_file.vocabulary(), file.vocabulary())
+    plan_ = make_plan(
+        file.facts,
+        draft=None if draft_file is None else draft_file.facts,
+        ctx=ctx,
+        parallel=parallel,
+        batch=batch,
+        threads=threads,
+        kv_type=kv_type,
+        mmap=mmap,
+    )
+    check_fits(plan_, str(file.path))
     return Model(
-        facts,
-        _core.Gguf(str(source.path), source.offset, source.length),
+        file,
         plan_,
-        path=source.path,
         precise=precise,
+        lookup=lookup,
+        draft=draft_file,
+        draft_max=draft_max,
         template=template,
         system_style=system_style,
         strict_roles=strict_roles,
@@ -110,6 +131,7 @@ def plan(
     threads: int | None = None,
     kv_type: str = "f16",
     mmap: bool | None = None,
+    draft: str | Path | None = None,
     gpu: str = "auto",
     ngl: str | int = "auto",
     device: str | None = None,
@@ -123,9 +145,17 @@ def plan(
     never OutOfMemory."""
     ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
     check_device(gpu, ngl, device)
-    source = resolve(None if ref is None else str(ref), offline=offline, progress=progress, notice=notice)
-    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
-    return make_plan(facts, ctx=ctx, parallel=parallel, batch=batch, threads=threads, kv_type=kv_type, mmap=mmap)
+    find = partial(resolve, offline=offline, progress=progress, notice=notice)
+    return make_plan(
+        _ModelFile(find(None if ref is None else str(ref))).facts,
+        draft=None if draft is None else _ModelFile(find(str(draft))).facts,
+        ctx=ctx,
+        parallel=parallel,
+        batch=batch,
+        threads=threads,
+        kv_type=kv_type,
+        mmap=mmap,
+    )
 
 
 def _one_name(
@@ -137,6 +167,19 @@ def _one_name(
     if ngl != "auto" and n_gpu_layers is not None:
         raise InvalidRequest("n_gpu_layers: is another name of ngl, which is given too")
     return n_ctx if ctx is None else ctx, ngl if n_gpu_layers is None else n_gpu_layers
+
+
+class _ModelFile:
+    """A model file, its headers read."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.path = source.path
+        self.facts = _core.ModelFacts(str(source.path), source.offset, source.length)
+        self.gguf = _core.Gguf(str(source.path), source.offset, source.length)
+        self.small = self.facts.info()["dim"] <= SMALL_DIM
+
+    def vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self.gguf, str(self.path))
 
 
 def devices() -> list[Device]:
@@ -153,27 +196,28 @@ class Model:
 
     def __init__(
         self,
-        facts: _core.ModelFacts,
-        gguf: _core.Gguf,
+        file: _ModelFile,
         plan: MemoryPlan,
         *,
-        path: Path,
         precise: bool | None,
+        lookup: bool,
+        draft: _ModelFile | None,
+        draft_max: int,
         template: str | None,
         system_style: str,
         strict_roles: bool,
         progress: Progress,
     ) -> None:
         self.plan = plan
-        self.info = describe(gguf, facts, path)
-        self.precise = self.info.dim <= SMALL_DIM if precise is None else precise
+        self.info = describe(file.gguf, file.facts, file.path)
+        self.precise = file.small if precise is None else precise
         status = _core.Loading()
         # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
         with ThreadPoolExecutor(1, "gemmart-load") as thread:
             began = time.monotonic()
             loading = thread.submit(
                 _core.Model,
-                facts,
+                file.facts,
                 n_threads=plan.threads,
                 n_batch=plan.batch,
                 precise=self.precise,
@@ -182,7 +226,7 @@ class Model:
                 loading=status,
             )
             try:
-                vocabulary = read_vocabulary(gguf, str(path))
+                vocabulary = file.vocabulary()
                 self._tokenizer = Tokenizer(vocabulary)
                 names = [
                     "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
@@ -206,12 +250,29 @@ class Model:
                 status.cancel()
                 raise
         core = loading.result()
-        self.default_sampling = default_sampling(self.info.family, general_sampling(gguf))
-        context = _core.Context(
-            core, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type
+        self.default_sampling = default_sampling(self.info.family, general_sampling(file.gguf))
+        guessers: list[NewGuesser] = [Lookup] if lookup else []
+        if draft is not None:
+            smaller = _core.Model(
+                draft.facts,
+                n_threads=plan.threads,
+                n_batch=plan.batch,
+                precise=draft.small,
+                mapped=False,
+                cache_bytes=0,
+                loading=_core.Loading(),
+            )
+            n_ctx = draft.facts.info()["n_ctx_train"]
+            guessers.append(partial(Draft, _context(smaller, plan), n_ctx=n_ctx, n_batch=plan.batch))
+        self._engine = Engine(
+            _context(core, plan),
+            self._tokenizer,
+            n_ctx=plan.ctx,
+            n_batch=plan.batch,
+            window=max((layer["window"] for layer in file.facts.info()["layers"]), default=0),
+            guessers=guessers,
+            draft_max=draft_max,
         )
-        window = max((layer["window"] for layer in facts.info()["layers"]), default=0)
-        self._engine = Engine(context, self._tokenizer, n_ctx=plan.ctx, n_batch=plan.batch, window=window)
         # For who forgets close(): a thread that computes while the interpreter ends would abort the process.
         weakref.finalize(self, self._engine.close)
         self.isa = core.isa
@@ -485,6 +546,11 @@ class _Turn(Stream):
         if session is not None and not isinstance(self._result, Exception):
             text = self._result.text if isinstance(self._result, Completion) else self.text
             session.messages += [self._turn, {"role": "assistant", "content": text}]
+
+
+def _context(core: _core.Model, plan: MemoryPlan) -> _core.Context:
+    """Room for what the plan says."""
+    return _core.Context(core, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type)
 
 
 def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo:

@@ -20,11 +20,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock seconds of one answer."""
+    """Wall-clock seconds of one answer, and how much of it was guessed ahead."""
 
     queued_s: float  # from the request to the first step that worked on it
     prompt_s: float  # from then to the first token
     generate_s: float  # from the first token to the last
+    drafted_tokens: int = 0  # guessed by prompt lookup or a draft model, and checked
+    accepted_tokens: int = 0  # of these: were right, and so part of the answer
 
     def prompt_tokens_per_s(self, usage: Usage) -> float:
         return (usage.prompt_tokens - usage.cached_tokens) / self.prompt_s if self.prompt_s > 0 else 0.0
@@ -103,11 +105,12 @@ class MemoryPlan:
     weight_bytes: int
     buffer_bytes: int
     kv_bytes: int
+    draft_bytes: int  # all of a draft model
     available_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.buffer_bytes + self.kv_bytes
+        return self.weight_bytes + self.buffer_bytes + self.kv_bytes + self.draft_bytes
 
     @property
     def cache_bytes(self) -> int:

@@ -111,6 +111,8 @@ def speeds(completion: Completion) -> str:
     text += f" · answer: {usage.completion_tokens} tokens"
     if timings.generate_s > 0:
         text += f", {timings.tokens_per_s(usage):.1f} tokens/s"
+    if timings.drafted_tokens:
+        text += f" ({timings.accepted_tokens} of {timings.drafted_tokens} guesses right)"
     return text
 
 
