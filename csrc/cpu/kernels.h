@@ -50,7 +50,7 @@ struct Kernels {
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
     // where x.go_on says so, the sum begins with what out holds.
-    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ,
+    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (where half groups have scales: scale0 · Σ + scale1 · Σ,
     // two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups: twice,
     // with ds16); groups in order. Σ (u − bias) q is exact.
     // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.

@@ -127,7 +127,7 @@ struct AmxColumns {
                 }
             }
         });
-        multiply_panels<V, IntegerTile, Source>(w, x, n_whole, panel_begin, panel_end, out, ld_out);
+        multiply_few<V, Source>(w, x, n_whole, panel_begin, panel_end, out, ld_out, scratch);
     }
 };
 
