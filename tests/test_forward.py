@@ -145,13 +145,6 @@ def test_float_formats(quant: str, isa: str, tiny: Tiny) -> None:
     np.testing.assert_array_equal(computed(path, precise=True), computed(path))  # there is nothing to round
 
 
-@pytest.mark.parametrize("quant", [quant for quant in FORMATS if not _core.kernels.has_panels(quant)])
-def test_formats_without_panels(quant: str, tiny: Tiny) -> None:
-    """They are decoded to float32 where they are used, by the same code whatever the instruction set."""
-    path = tiny("gemma2", quant)
-    assert difference(computed(path), specified(path)) < FLOAT32
-
-
 @pytest.mark.parametrize("precise", [False, True], ids=["one term", "two terms"])
 @pytest.mark.parametrize(
     ("family", "quant"),

@@ -18,15 +18,20 @@ enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16, AMX = 3
 constexpr struct {
     Feature feature;
     const char* name;
-} kFeatures[] = {
-    {AVX2, "avx2"}, {FMA, "fma"}, {F16C, "f16c"}, {AVX512, "avx512f, bw, dq, vl"}, {AVX512VNNI, "avx512vnni"}, {AMX, "amx-int8, amx-bf16, avx512_bf16, or leave to use them"}};
+} kFeatures[] = {{AVX2, "avx2"},
+                 {FMA, "fma"},
+                 {F16C, "f16c"},
+                 {AVX512, "avx512f, bw, dq, vl"},
+                 {AVX512VNNI, "avx512vnni"},
+                 {AMX, "amx-int8, amx-bf16, avx512_bf16, or leave to use them"}};
 
 #if defined(__x86_64__) && defined(__linux__)
 // Tiles are large, so that a process must ask for them; threads that it starts later may use them too.
 bool may_use_amx() {
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAvx512Bf16 = 1u << 5;
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8))
+        return false;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

@@ -76,8 +76,8 @@ KernelTime KernelBench::matmul(DType dtype, int n_tokens) {
         const int grain = n_tokens > kMaxWidth ? 8 : 1, n_items = (n_panels + grain - 1) / grain;
         return [=, this, &activations, &out](int thread) {
             pool_.each(n_items, [&](int i) {
-                kernels_.matmul(w, activations.view, i * grain, std::min(n_panels, (i + 1) * grain), out.data(), w.n_rows,
-                                scratch_[thread]);
+                kernels_.matmul(w, activations.view, i * grain, std::min(n_panels, (i + 1) * grain), out.data(),
+                                w.n_rows, scratch_[thread]);
             });
         };
     };

@@ -25,15 +25,29 @@
 //           group g = 4 h + j: slot s: nibble j >> 1 of ql[h][8 (j & 1) + s], two bits 2 j of qh[h][s]; half group
 //           2 g + (s >= 4)
 //   IQ4_XS  d f16[16] | sc_lo [4][16] | sc_hi [2][16] | qs [8 groups] as Q4_0: scale - 32 as Q4_K, levels as IQ4_NL
+//   IQ1_S   d f16[16] | qs u32 [8 groups][16] | qh u16 [8][16]: both as in the file
+//   IQ1_M   scales u16 [4][16] | qh u16 [8 groups][16] | qs u32 [8][16]: all as in the file
+//   IQ2_XXS d f16[16] | qs u32 [8 groups][16]: the four entries | signs, whose free bits are the scale's
+//   IQ2_XS  d f16[16] | scales [8 groups][16] | qs u32 [8][16]: eight bits of the four entries | signs: the ninth ones
+//   IQ2_S   d f16[16] | scales [8 groups][16] | qh [8][16] | qs u32 [8][16] | signs
+//   IQ3_XXS d f16[16] | qs u32 [16 half groups][16] | signs, whose free bits are the scale's
+//   IQ3_S   d f16[16] | scales [4][16] | qh [8 groups][16] | qs u32 [16 half groups][16] | signs
+//   TQ1_0   d f16[16] | qs u32 [12][16] | qh u32 [16]
+//   TQ2_0   d f16[16] | qs [2 halves][8][16][4] as Q2_K
+//   MXFP4   e [16] | qs as Q4_0
+//           signs u64 [8 groups][2][4]: bit 4r + b of [h][j] is the sign of row r, column 8j + 4h + b. IQ2_XXS, IQ2_XS
+//           and IQ3_XXS store seven signs of eight: bit 4r + 3 of [1][j] is free for a bit j of other numbers
 //   F32     f32 [n_cols][16]
 //   F16     f16 [n_cols][16]
 //   BF16    bf16 [n_cols / 2][16][2]
 // clang-format on
 //
-// Every integer format is, in each group, weight = scale · (u − bias) − offset with an unsigned byte u: bias 4 for Q3_K, 8
-// for Q4_0, 16 for Q5_0, 32 for Q6_K, 128 for Q8_0 (u = q + 128), IQ4_NL and IQ4_XS (u = level + 128), otherwise 0; the
-// offset is −m for Q4_1 and Q5_1, dmin · m for Q2_K (per half group), Q4_K and Q5_K, otherwise 0. Formats that are not
-// in the list stay in rows as in the file and are decoded to an F32 panel where they are used.
+// Every integer format is, in each group, weight = scale · (u − bias) − offset with an unsigned byte u: bias 4 for
+// Q3_K, 8 for Q4_0, 16 for Q5_0, 32 for Q6_K, 128 for Q8_0 (u = q + 128), IQ4_NL and IQ4_XS (u = level + 128), 1 for
+// TQ1_0 and TQ2_0, 16 for MXFP4 and IQ3_S, 64 for IQ2_XXS, IQ2_XS, IQ2_S and IQ3_XXS, 16 for IQ1_S and IQ1_M, whose
+// scale counts eighths (u = 8 · level ± 1 + 16), otherwise 0; half groups with scales of their own have IQ1_M, IQ2_XS
+// and IQ2_S too; the offset is −m for Q4_1 and Q5_1, dmin · m for Q2_K (per half group), Q4_K and Q5_K, otherwise 0.
+// Formats that are not in the list stay in rows as in the file and are decoded to an F32 panel where they are used.
 //
 // ACTIVATIONS, n_tokens columns, stand in column groups of width 16, … 16, then 8, 4, 2, 1 for the rest. The group that
 // begins at column c with width w begins at element c · (elements a column) of each array:
@@ -53,10 +67,10 @@
 
 namespace gemmart::cpu {
 
-inline constexpr int kPanel = 16;    // rows a panel
-inline constexpr int kGroup = 32;    // columns an activation scale
+inline constexpr int kPanel = 16;     // rows a panel
+inline constexpr int kGroup = 32;     // columns an activation scale
 inline constexpr int kMaxWidth = 16;  // columns a column group
-inline constexpr int kBlock = 256;   // n_cols of every matrix is a multiple of kGroup; K formats need kBlock
+inline constexpr int kBlock = 256;    // n_cols of every matrix is a multiple of kGroup; K formats need kBlock
 
 struct Matrix {
     DType dtype;

@@ -22,8 +22,8 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
-// out [16 tokens][16 rows] = a group's activations × weights, or half a group's, by way of sum tile kTile. In assembler,
-// because GCC's intrinsics clobber all memory, and with it the sums that stand in registers.
+// out [16 tokens][16 rows] = a group's activations × weights, or half a group's, by way of sum tile kTile. In
+// assembler, because GCC's intrinsics clobber all memory, and with it the sums that stand in registers.
 template <int kTile, bool kHalf>
 GEMMART_INLINE void multiply_tile(const int8_t* q, Bytes weights, int32_t* out) {
     constexpr int kLeft = kHalf ? 6 : 4, kRight = kLeft + 1, kColumns = kHalf ? kGroup / 2 : kGroup;
@@ -117,24 +117,27 @@ template <typename V, typename Source>
 struct AmxColumns {
     static constexpr int kFrom = 32;
 
-    static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out,
-                       size_t ld_out, std::byte* scratch) {
+    static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                       std::byte* scratch) {
         const Tiles tiles;
         alignas(64) int32_t dots[4][16 * kPanel];
         const int n_whole = x.n_tokens / 16 * 16;
-        const auto without_bias = [](auto u) { return V::sub_bytes(u, _mm512_set1_epi8(static_cast<char>(Source::kBias))); };
+        const auto without_bias = [](auto u) {
+            return V::sub_bytes(u, _mm512_set1_epi8(static_cast<char>(Source::kBias)));
+        };
         each_unpacked<V, Source>(w, panel_begin, panel_end, scratch, without_bias, [&](const Span& span) {
             for (int begin = 0; begin < n_whole; begin += 16) {
                 const ActivationArrays group =
                     arrays_at(x.data, static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(span.k0) * 16);
                 for (int i = 0; i < span.n_panels; ++i) {
                     const int row = span.row + i * kPanel;
-                    AmxPanel<Unpacked<V, Source>> panel{span.panels + i * span.stride, span.n_cols / kGroup, group, dots};
+                    AmxPanel<Unpacked<V, Source>> panel{span.panels + i * span.stride, span.n_cols / kGroup, group,
+                                                        dots};
                     panel.multiply({out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0 || x.go_on});
                 }
             }
         });
-        multiply_panels<V, IntegerTile, Source>(w, x, n_whole, panel_begin, panel_end, out, ld_out);
+        multiply_few<V, Source>(w, x, n_whole, panel_begin, panel_end, out, ld_out, scratch);
     }
 };
 

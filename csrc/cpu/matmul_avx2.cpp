@@ -17,6 +17,7 @@ struct Avx2 {
     }
     static GEMMART_INLINE F load_some(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
     static GEMMART_INLINE void store_some(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n), x); }
+    static GEMMART_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
     static GEMMART_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static GEMMART_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
     static GEMMART_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -58,6 +59,44 @@ struct Avx2 {
         const B at_four = J < 2 ? _mm256_slli_epi16(high, 4 - 2 * J) : _mm256_srli_epi16(high, 2 * J - 4);
         return _mm256_or_si256(x, _mm256_and_si256(at_four, _mm256_set1_epi8(48)));
     }
+    static GEMMART_INLINE F halves(B x) {  // low ones of lanes
+        return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+    }
+    static GEMMART_INLINE F from_s32(B x) { return _mm256_cvtepi32_ps(x); }
+    static GEMMART_INLINE F powers(__m128i exponents) {
+        const B e = _mm256_cvtepu8_epi32(exponents);
+        const B normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+        const B denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x200000), e);
+        const B is_normal = _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1));
+        return _mm256_castsi256_ps(_mm256_blendv_epi8(denormal, normal, is_normal));
+    }
+
+    static GEMMART_INLINE B zero() { return _mm256_setzero_si256(); }
+    static GEMMART_INLINE B set_bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+    static GEMMART_INLINE B add_bytes(B x, B y) { return _mm256_add_epi8(x, y); }
+    static GEMMART_INLINE B thirds(B x) {
+        const B centred = _mm256_xor_si256(x, set_bytes(128));
+        return _mm256_abs_epi8(_mm256_add_epi8(_mm256_cmpgt_epi8(centred, set_bytes(85 - 128)),
+                                               _mm256_cmpgt_epi8(centred, set_bytes(170 - 128))));
+    }
+
+    static GEMMART_INLINE B words(Bytes p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+    static GEMMART_INLINE B widen(__m128i x) { return _mm256_cvtepu8_epi32(x); }
+    template <int From, int To, int N>
+    static GEMMART_INLINE B bits(B x) {
+        if constexpr (From > To) x = _mm256_srli_epi32(x, From - To);
+        if constexpr (From < To) x = _mm256_slli_epi32(x, To - From);
+        return _mm256_and_si256(x, _mm256_set1_epi32(((1 << N) - 1) << To));
+    }
+    template <int Bit>
+    static GEMMART_INLINE B all(B x) {
+        return _mm256_srai_epi32(_mm256_slli_epi32(x, 31 - Bit), 31);
+    }
+    static GEMMART_INLINE B shift_right(B x, int n) { return _mm256_srl_epi32(x, _mm_cvtsi32_si128(n)); }
+    static GEMMART_INLINE B gather(const uint32_t* table, B index) {
+        return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
+    }
+
     // Without VNNI the bytes' products are added in pairs to int16, which saturates: biased int8 weights (up to 255)
     // would, so the sign goes to the activation instead.
     static GEMMART_INLINE void store_bytes(uint8_t* p, B x) { _mm256_storeu_si256((__m256i*)p, x); }
@@ -73,8 +112,8 @@ struct Avx2 {
         template <int kBias>
         GEMMART_INLINE void begin(const int32_t* sum) {
             static_assert((kBias & (kBias - 1)) == 0);
-            total = kBias ? _mm256_slli_epi32(_mm256_set1_epi32(*sum), __builtin_ctz(kBias | 256))
-                          : _mm256_setzero_si256();
+            total =
+                kBias ? _mm256_slli_epi32(_mm256_set1_epi32(*sum), __builtin_ctz(kBias | 256)) : _mm256_setzero_si256();
         }
 
         template <int S>

@@ -4,15 +4,17 @@
 #include <cstring>
 
 #include "cpu/tables.h"
+#include "formats/grids.h"
 #include "formats/iq4_nl.h"
+#include "formats/mxfp4.h"
 
 namespace gemmart::cpu {
 namespace {
 
 // A block of a panel of an integer format: weight = scale · (u − bias) − offset.
 struct Unpacked {
-    uint8_t u[kBlock * kPanel];        // [slot][row][4 columns]
-    float scale[kBlock / 16][kPanel];  // a group of 32, or a half group of 16 columns
+    uint8_t u[kBlock * kPanel];         // [slot][row][4 columns]
+    float scale[kBlock / 16][kPanel];   // a group of 32, or a half group of 16 columns
     float offset[kBlock / 16][kPanel];  // of the formats that have one
 };
 
@@ -135,6 +137,148 @@ void unpack_iq4_xs(Bytes p, Unpacked& out) {
     }
 }
 
+void unpack_tq2_0(Bytes p, Unpacked& out) {
+    for (int g = 0; g < 8; ++g) {
+        for (int i = 0; i < 512; ++i) out.u[512 * g + i] = two_bits(p + 32 + g / 4 * 512 + i, g % 4);
+        for (int r = 0; r < kPanel; ++r) out.scale[g][r] = half_at(p, r);
+    }
+}
+
+void unpack_tq1_0(Bytes p, Unpacked& out) {
+    // slots `first`, first + step … are the digits of one word
+    auto digits = [&](Bytes word, int first, int step, int n_digits) {
+        for (int i = 0; i < 64; ++i) {
+            unsigned fraction = word[i];
+            for (int n = 0; n < n_digits; ++n, fraction = fraction * 3 & 255)
+                out.u[64 * (first + n * step) + i] = fraction * 3 >> 8;
+        }
+    };
+    for (int i = 0; i < 8; ++i) digits(p + 32 + 64 * i, i, 8, 5);
+    for (int i = 0; i < 4; ++i) digits(p + 544 + 64 * i, 40 + i, 4, 5);
+    digits(p + 800, 60, 1, 4);
+    for (int g = 0; g < 8; ++g)
+        for (int r = 0; r < kPanel; ++r) out.scale[g][r] = half_at(p, r);
+}
+
+void unpack_mxfp4(Bytes p, Unpacked& out) {
+    for (int i = 0; i < 512; ++i) out.u[i] = kMXFP4Levels[nibble(p + 16 + i % 256, i / 256)] + 16;
+    for (int r = 0; r < kPanel; ++r) out.scale[0][r] = mxfp4_scale(p[r]);
+}
+
+// Weights of row r from column `column` on, n of them, from a codebook's entry: n_bits for the number of each level.
+// Bit j of signs: weight j is negative.
+void put_entry(Unpacked& out, int r, int column, int n, const int8_t* levels, int entry, int n_bits, uint32_t signs,
+               int bias) {
+    for (int j = 0; j < n; ++j) {
+        const int level = levels[entry >> n_bits * j & ((1 << n_bits) - 1)], at = column + j;
+        out.u[at / 4 * 64 + 4 * r + at % 4] = bias + (signs >> j & 1 ? -level : level);
+    }
+}
+
+uint16_t word_at(Bytes p, int i) { return p[2 * i] | p[2 * i + 1] << 8; }
+
+// The byte of signs of row r, columns 8 i … 8 i + 7
+int sign_byte(Bytes signs, int i, int r) {
+    const Bytes low = signs + i / 4 * 64 + i % 4 * 8 + r / 2;
+    return nibble(low, r % 2) | nibble(low + 32, r % 2) << 4;
+}
+
+// The scale of group g, whose bits stand where eighth signs would
+int scale_among_signs(Bytes signs, int g, int r) {
+    int scale = 0;
+    for (int j = 0; j < 4; ++j) scale |= (sign_byte(signs, 4 * g + j, r) >> 7) << j;
+    return scale;
+}
+
+// 8 · (level ± 1/8) around 16
+void put_iq1(Unpacked& out, int r, int i, int entry, bool minus) {
+    for (int j = 0; j < 8; ++j)
+        out.u[(2 * i + j / 4) * 64 + 4 * r + j % 4] =
+            16 + 8 * kIQ1Levels[kIQ1Grid[entry] >> 2 * j & 3] + (minus ? -1 : 1);
+}
+
+void unpack_iq1_s(Bytes p, Unpacked& out) {
+    for (int r = 0; r < kPanel; ++r)
+        for (int g = 0; g < 8; ++g) {
+            const int high = word_at(p + 544 + 32 * g, r);
+            for (int j = 0; j < 4; ++j)
+                put_iq1(out, r, 4 * g + j, p[32 + 64 * g + 4 * r + j] | (high >> 3 * j & 7) << 8, high >> 15);
+            out.scale[g][r] = half_at(p, r) * (2 * (high >> 12 & 7) + 1) * 0.125f;
+        }
+}
+
+void unpack_iq1_m(Bytes p, Unpacked& out) {
+    for (int r = 0; r < kPanel; ++r) {
+        uint16_t d = 0;
+        for (int k = 0; k < 4; ++k) d |= word_at(p + 32 * k, r) >> 12 << 4 * k;
+        for (int g = 0; g < 8; ++g) {
+            const int high = word_at(p + 128 + 32 * g, r);
+            for (int j = 0; j < 4; ++j)
+                put_iq1(out, r, 4 * g + j, p[384 + 64 * g + 4 * r + j] | (high >> 4 * j & 7) << 8,
+                        high >> (4 * j + 3) & 1);
+            for (int part = 0; part < 2; ++part) {
+                const int scale = word_at(p + g / 2 * 32, r) >> (6 * (g % 2) + 3 * part) & 7;
+                out.scale[2 * g + part][r] = half_to_float(d) * (2 * scale + 1) * 0.125f;
+            }
+        }
+    }
+}
+
+void unpack_iq2_xxs(Bytes p, Unpacked& out) {
+    const Bytes signs = p + 544;
+    for (int r = 0; r < kPanel; ++r) {
+        for (int i = 0; i < 32; ++i)
+            put_entry(out, r, 8 * i, 8, kIQ2Levels, kIQ2XXSGrid[p[32 + i / 4 * 64 + 4 * r + i % 4]], 2,
+                      even_signs(sign_byte(signs, i, r) & 127), 64);
+        for (int g = 0; g < 8; ++g) out.scale[g][r] = half_at(p, r) * (0.5f + scale_among_signs(signs, g, r)) * 0.25f;
+    }
+}
+
+void unpack_iq2_xs(Bytes p, Unpacked& out) {
+    for (int r = 0; r < kPanel; ++r) {
+        for (int i = 0; i < 32; ++i) {
+            const int signs = sign_byte(p + 672, i, r);
+            const int entry = p[160 + i / 4 * 64 + 4 * r + i % 4] | signs >> 7 << 8;
+            put_entry(out, r, 8 * i, 8, kIQ2Levels, kIQ2XSGrid[entry], 2, even_signs(signs & 127), 64);
+        }
+        for (int s = 0; s < 16; ++s)
+            out.scale[s][r] = half_at(p, r) * (0.5f + nibble(p + 32 + s / 2 * kPanel + r, s % 2)) * 0.25f;
+    }
+}
+
+void unpack_iq2_s(Bytes p, Unpacked& out) {
+    for (int r = 0; r < kPanel; ++r) {
+        for (int i = 0; i < 32; ++i) {
+            const int entry = p[288 + i / 4 * 64 + 4 * r + i % 4] | two_bits(p + 160 + i / 4 * kPanel + r, i % 4) << 8;
+            put_entry(out, r, 8 * i, 8, kIQ2Levels, kIQ2SGrid[entry], 2, sign_byte(p + 800, i, r), 64);
+        }
+        for (int s = 0; s < 16; ++s)
+            out.scale[s][r] = half_at(p, r) * (0.5f + nibble(p + 32 + s / 2 * kPanel + r, s % 2)) * 0.25f;
+    }
+}
+
+void unpack_iq3_xxs(Bytes p, Unpacked& out) {
+    const Bytes signs = p + 1056;
+    for (int r = 0; r < kPanel; ++r) {
+        for (int i = 0; i < 64; ++i)
+            put_entry(out, r, 4 * i, 4, kIQ3XXSLevels, kIQ3XXSGrid[p[32 + i / 4 * 64 + 4 * r + i % 4]], 4,
+                      even_signs(sign_byte(signs, i / 2, r) & 127) >> 4 * (i % 2), 64);
+        for (int g = 0; g < 8; ++g) out.scale[g][r] = half_at(p, r) * (0.5f + scale_among_signs(signs, g, r)) * 0.5f;
+    }
+}
+
+void unpack_iq3_s(Bytes p, Unpacked& out) {
+    for (int r = 0; r < kPanel; ++r) {
+        for (int i = 0; i < 64; ++i) {
+            const int high = p[96 + i / 8 * kPanel + r] >> i % 8 & 1;
+            put_entry(out, r, 4 * i, 4, kIQ3SLevels, kIQ3SGrid[p[224 + i / 4 * 64 + 4 * r + i % 4] | high << 8], 4,
+                      sign_byte(p + 1248, i / 2, r) >> 4 * (i % 2), 16);
+        }
+        for (int g = 0; g < 8; ++g)
+            out.scale[g][r] = half_at(p, r) * (1 + 2 * nibble(p + 32 + g / 2 * kPanel + r, g % 2));
+    }
+}
+
 // One column group of x, seen from column c of width w.
 struct Column {
     const int8_t* q;
@@ -208,8 +352,8 @@ void matmul_integer(const Matrix& w, const Activations& x, int panel_begin, int 
                     width = column_group_width(x.n_tokens - begin);
                     for (int c = 0; c < width; ++c, fresh = false)
                         accumulate_integer<kFormat, unpack>(p, block * kFormat.columns / kGroup,
-                                                                      column_of(x, begin, width, c),
-                                                                      sums[begin + c - c0], unpacked, fresh);
+                                                            column_of(x, begin, width, c), sums[begin + c - c0],
+                                                            unpacked, fresh);
                 }
             }
             for (int c = c0; c < c1; ++c) store(sums[c - c0], panel * kPanel, w.n_rows, out + c * ld_out);
@@ -283,20 +427,30 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
 
 void matmul_scalar(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch) {
-    auto* multiply = !w.packed                  ? matmul_rows
-                     : w.dtype == DType::Q4_0   ? matmul_integer<Format{32, false, 8, false}, unpack_q4_0>
-                     : w.dtype == DType::Q4_1   ? matmul_integer<Format{32, false, 0, true}, unpack_q4_1>
-                     : w.dtype == DType::Q5_0   ? matmul_integer<Format{32, false, 16, false}, unpack_q5_0>
-                     : w.dtype == DType::Q5_1   ? matmul_integer<Format{32, false, 0, true}, unpack_q5_1>
-                     : w.dtype == DType::Q2_K   ? matmul_integer<Format{256, true, 0, true}, unpack_q2_k>
-                     : w.dtype == DType::Q3_K   ? matmul_integer<Format{256, true, 4, false}, unpack_q3_k>
-                     : w.dtype == DType::Q8_0   ? matmul_integer<Format{32, false, 128, false}, unpack_q8_0>
-                     : w.dtype == DType::IQ4_NL ? matmul_integer<Format{32, false, 128, false}, unpack_iq4_nl>
-                     : w.dtype == DType::IQ4_XS ? matmul_integer<Format{256, false, 128, false}, unpack_iq4_xs>
-                     : w.dtype == DType::Q4_K   ? matmul_integer<Format{256, false, 0, true}, unpack_q4_k>
-                     : w.dtype == DType::Q5_K   ? matmul_integer<Format{256, false, 0, true}, unpack_q5_k>
-                     : w.dtype == DType::Q6_K   ? matmul_integer<Format{256, true, 32, false}, unpack_q6_k>
-                                                : matmul_float;
+    auto* multiply = !w.packed                   ? matmul_rows
+                     : w.dtype == DType::Q4_0    ? matmul_integer<Format{32, false, 8, false}, unpack_q4_0>
+                     : w.dtype == DType::Q4_1    ? matmul_integer<Format{32, false, 0, true}, unpack_q4_1>
+                     : w.dtype == DType::Q5_0    ? matmul_integer<Format{32, false, 16, false}, unpack_q5_0>
+                     : w.dtype == DType::Q5_1    ? matmul_integer<Format{32, false, 0, true}, unpack_q5_1>
+                     : w.dtype == DType::Q2_K    ? matmul_integer<Format{256, true, 0, true}, unpack_q2_k>
+                     : w.dtype == DType::Q3_K    ? matmul_integer<Format{256, true, 4, false}, unpack_q3_k>
+                     : w.dtype == DType::Q8_0    ? matmul_integer<Format{32, false, 128, false}, unpack_q8_0>
+                     : w.dtype == DType::IQ4_NL  ? matmul_integer<Format{32, false, 128, false}, unpack_iq4_nl>
+                     : w.dtype == DType::IQ4_XS  ? matmul_integer<Format{256, false, 128, false}, unpack_iq4_xs>
+                     : w.dtype == DType::Q4_K    ? matmul_integer<Format{256, false, 0, true}, unpack_q4_k>
+                     : w.dtype == DType::Q5_K    ? matmul_integer<Format{256, false, 0, true}, unpack_q5_k>
+                     : w.dtype == DType::Q6_K    ? matmul_integer<Format{256, true, 32, false}, unpack_q6_k>
+                     : w.dtype == DType::IQ1_S   ? matmul_integer<Format{256, false, 16, false}, unpack_iq1_s>
+                     : w.dtype == DType::IQ1_M   ? matmul_integer<Format{256, true, 16, false}, unpack_iq1_m>
+                     : w.dtype == DType::IQ2_XXS ? matmul_integer<Format{256, false, 64, false}, unpack_iq2_xxs>
+                     : w.dtype == DType::IQ2_XS  ? matmul_integer<Format{256, true, 64, false}, unpack_iq2_xs>
+                     : w.dtype == DType::IQ2_S   ? matmul_integer<Format{256, true, 64, false}, unpack_iq2_s>
+                     : w.dtype == DType::IQ3_XXS ? matmul_integer<Format{256, false, 64, false}, unpack_iq3_xxs>
+                     : w.dtype == DType::IQ3_S   ? matmul_integer<Format{256, false, 16, false}, unpack_iq3_s>
+                     : w.dtype == DType::TQ1_0   ? matmul_integer<Format{256, false, 1, false}, unpack_tq1_0>
+                     : w.dtype == DType::TQ2_0   ? matmul_integer<Format{256, false, 1, false}, unpack_tq2_0>
+                     : w.dtype == DType::MXFP4   ? matmul_integer<Format{32, false, 16, false}, unpack_mxfp4>
+                                                 : matmul_float;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

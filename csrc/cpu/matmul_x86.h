@@ -13,7 +13,8 @@
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
 //   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up, store_bytes: the bytes of a slot
 //   signed_bytes, kSignedBias: int8 weights as what Dot<8> takes, and the number that this adds to each
-//   Dot<bits>: integer sums of weights of so many bits: begin<bias>(−Σ q), then add<s>(u, q) takes slots in order, from 0
+//   Dot<bits>: integer sums of weights of so many bits: begin<bias>(−Σ q), then add<s>(u, q) takes slots in order, from
+//   0
 #pragma once
 
 #include <immintrin.h>
@@ -68,9 +69,7 @@ struct Q4_0 {
         const auto v = V::load_bytes(p + 32 + S % 4 * 64 + 4 * lane);
         return S < 4 ? V::low_nibble(v) : V::high_nibble(v);
     }
-    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
-        out.scale[0] = V::halves(p + 2 * lane);
-    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) { out.scale[0] = V::halves(p + 2 * lane); }
 };
 
 template <typename V>
@@ -95,9 +94,7 @@ struct Q5_0 {
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
         return V::template with_bit<4>(Q4_0<V>::template slot<0, S>(p + 64, g, lane), p + 32 + 8 * S + lane / 2);
     }
-    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
-        out.scale[0] = V::halves(p + 2 * lane);
-    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) { out.scale[0] = V::halves(p + 2 * lane); }
 };
 
 template <typename V>
@@ -119,9 +116,7 @@ struct Q8_0 {
     static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
         return V::signed_bytes(V::load_bytes(p + 32 + 64 * S + 4 * lane));
     }
-    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
-        out.scale[0] = V::halves(p + 2 * lane);
-    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) { out.scale[0] = V::halves(p + 2 * lane); }
 };
 
 template <typename V>
@@ -240,6 +235,34 @@ struct Q6_K {
         for (int i = 0; i < 16; ++i) {
             out.scale[i] = V::mul(d, V::from_s8(V::lane_bytes(p + 32 + i * kPanel + lane)));
         }
+    }
+};
+
+template <typename V>
+struct TQ2_0 {
+    static constexpr int kColumns = 256, kTurn = 4, kParts = 1, kBits = 4, kBytes = 1056, kBias = 1;
+    static constexpr bool kOffset = false;
+    template <int J, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        return V::template two_bits<J>(V::load_bytes(p + 32 + g / 4 * 512 + S * 64 + 4 * lane));
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) {
+        const auto d = V::halves(p + 2 * lane);
+        for (int g = 0; g < 8; ++g) out.scale[g] = d;
+    }
+};
+
+template <typename V>
+struct MXFP4 {
+    static constexpr int kColumns = 32, kTurn = 1, kParts = 1, kBits = 5, kBytes = 272, kBias = 16;
+    static constexpr bool kOffset = false;
+    template <int, int S>
+    static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
+        static constexpr int8_t kLevels[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};  // + 16
+        return V::look_up(kLevels, Q4_0<V>::template slot<0, S>(p - 16, g, lane));
+    }
+    static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 1>& out) {
+        out.scale[0] = V::powers(V::lane_bytes(p + lane));
     }
 };
 
@@ -475,12 +498,14 @@ void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int p
     multiply_panels<V, Tile, Source>(w, x, 0, panel_begin, panel_end, out, ld_out);
 }
 
-// A group of another source with its bytes, scales and offsets unpacked.
-template <typename V, typename Source>
-struct Unpacked {
-    static constexpr int kColumns = kGroup, kTurn = 1, kParts = Source::kParts, kBits = Source::kBits;
-    static constexpr int kBias = Source::kBias, kScaleBytes = kParts * kPanel * sizeof(float);
-    static constexpr bool kOffset = Source::kOffset;
+// ---- Unpacked groups
+
+// A group with its bytes, scales and offsets unpacked, a source for the tiles.
+template <typename V, int Parts, int Bits, int Bias, bool Offset>
+struct UnpackedGroup {
+    static constexpr int kColumns = kGroup, kTurn = 1, kParts = Parts, kBits = Bits, kBias = Bias;
+    static constexpr int kScaleBytes = kParts * kPanel * sizeof(float);
+    static constexpr bool kOffset = Offset;
     static constexpr int kBytes = kGroup * kPanel + kScaleBytes * (1 + kOffset);
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
@@ -494,56 +519,96 @@ struct Unpacked {
         }
     }
 
-    // n_cols columns of a panel; `change` is applied to the bytes of each slot.
-    template <typename Change>
-    static void unpack(Bytes panel, int n_cols, uint8_t* to, Change change) {
-        constexpr int kGroups = Source::kColumns / kGroup;
-        for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes, to += kGroups * kBytes)
+    static GEMMART_INLINE void store_slot(uint8_t* group, int s, int lane, typename V::B u) {
+        V::store_bytes(group + 64 * s + 4 * lane, u);
+    }
+    static GEMMART_INLINE void store_scale(uint8_t* group, int part, int lane, typename V::F scale) {
+        V::store(reinterpret_cast<float*>(group + kGroup * kPanel) + part * kPanel + lane, scale);
+    }
+    static GEMMART_INLINE void store_offset(uint8_t* group, int part, int lane, typename V::F offset) {
+        store_scale(group, kParts + part, lane, offset);
+    }
+};
+
+// Those of a source.
+template <typename V, typename Source>
+using Unpacked = UnpackedGroup<V, Source::kParts, Source::kBits, Source::kBias, Source::kOffset>;
+
+// Those of matmul_unpacked.h have no slots: they unpack whole blocks into groups.
+template <typename Source>
+constexpr bool kUnpacksBlocks = requires { typename Source::Group; };
+
+// n_cols columns of a panel; `change` is applied to the bytes of each slot.
+template <typename V, typename Source, typename Change>
+GEMMART_INLINE void unpack(Bytes panel, int n_cols, uint8_t* to, Change change) {
+    using Group = Unpacked<V, Source>;
+    constexpr int kGroups = Source::kColumns / kGroup;
+    for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes, to += kGroups * Group::kBytes) {
+        if constexpr (kUnpacksBlocks<Source>) {
+            Source::unpack(panel, to, change);
+        } else {
             for (int lane = 0; lane < kPanel; lane += V::kLanes) {
-                Scales<V, kGroups * kParts> scales;
+                Scales<V, kGroups * Source::kParts> scales;
                 Source::scales(panel, lane, scales);
                 for (int turn = 0; turn < kGroups; turn += Source::kTurn)
                     unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
                         constexpr int J = decltype(j)::value;
-                        uint8_t* group = to + (turn + J) * kBytes;
+                        uint8_t* group = to + (turn + J) * Group::kBytes;
                         unroll<8>([&](auto s) __attribute__((always_inline)) {
                             constexpr int S = decltype(s)::value;
-                            V::store_bytes(group + 64 * S + 4 * lane,
-                                           change(Source::template slot<J, S>(panel, turn + J, lane)));
+                            Group::store_slot(group, S, lane,
+                                              change(Source::template slot<J, S>(panel, turn + J, lane)));
                         });
-                        auto* numbers = reinterpret_cast<float*>(group + kGroup * kPanel) + lane;
-                        for (int i = 0; i < kParts; ++i) {
-                            const int part = (turn + J) * kParts + i;
-                            V::store_some(numbers + i * kPanel, scales.scale[part], V::kLanes);
-                            if constexpr (kOffset)
-                                V::store_some(numbers + (kParts + i) * kPanel, scales.offset[part], V::kLanes);
+                        for (int i = 0; i < Source::kParts; ++i) {
+                            const int part = (turn + J) * Source::kParts + i;
+                            Group::store_scale(group, i, lane, scales.scale[part]);
+                            if constexpr (Source::kOffset) Group::store_offset(group, i, lane, scales.offset[part]);
                         }
                     });
             }
+        }
     }
-};
+}
 
-// Panels unpacked into scratch, a run of columns at a time: multiply(span) for each block of panels.
-template <typename V, typename Source, typename Change, typename Multiply>
+// Panels unpacked into scratch, a run of columns at a time: multiply(span) for each block of kPanels panels.
+template <typename V, typename Source, int kPanels = kBlockPanels, typename Change, typename Multiply>
 void each_unpacked(const Matrix& w, int panel_begin, int panel_end, std::byte* scratch, Change change,
                    Multiply multiply) {
     using Group = Unpacked<V, Source>;
-    constexpr int kRun = 2304;  // columns that are unpacked at a time, at most
-    static_assert(kBlockPanels * kRun / kGroup * Group::kBytes <= kScratchBytes);
+    constexpr int kRun = kPanels == 1 ? 1024 : 2304;  // columns that are unpacked at a time, at most: L1, L2
+    static_assert(kPanels * kRun / kGroup * Group::kBytes <= kScratchBytes);
     const int n_runs = (w.n_cols + kRun - 1) / kRun;
     const int run = (w.n_cols / kGroup + n_runs - 1) / n_runs * kGroup / Source::kColumns * Source::kColumns;
     auto* unpacked = reinterpret_cast<uint8_t*>(scratch);
-    for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels) {
-        const int n_panels = least(kBlockPanels, panel_end - panel);
+    for (int panel = panel_begin; panel < panel_end; panel += kPanels) {
+        const int n_panels = least(kPanels, panel_end - panel);
         for (int k = 0; k < w.n_cols; k += run) {
             const int n_cols = least(run, w.n_cols - k);
             const size_t stride = static_cast<size_t>(n_cols) / kGroup * Group::kBytes;
             const auto* from = reinterpret_cast<Bytes>(w.data) + k / Source::kColumns * Source::kBytes;
             for (int i = 0; i < n_panels; ++i)
-                Group::unpack(from + (panel + i) * w.stride, n_cols, unpacked + i * stride, change);
+                unpack<V, Source>(from + (panel + i) * w.stride, n_cols, unpacked + i * stride, change);
             multiply(Span{unpacked, stride, n_panels, panel * kPanel, w.n_rows, k, n_cols});
         }
     }
+}
+
+// Integer products with few columns, from `begin` on. Blocks are unpacked a panel at a time, which stays in L1.
+template <typename V, typename Source>
+void multiply_few(const Matrix& w, const Activations& x, int begin, int panel_begin, int panel_end, float* out,
+                  size_t ld_out, std::byte* scratch) {
+    if constexpr (kUnpacksBlocks<Source>)
+        each_unpacked<V, Source, 1>(
+            w, panel_begin, panel_end, scratch, [](auto u) { return u; },
+            [&](const Span& span) { multiply<V, IntegerTile, Unpacked<V, Source>>(span, x, begin, out, ld_out); });
+    else
+        multiply_panels<V, IntegerTile, Source>(w, x, begin, panel_begin, panel_end, out, ld_out);
+}
+
+template <typename V, typename Source>
+void matmul_few(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                std::byte* scratch) {
+    multiply_few<V, Source>(w, x, 0, panel_begin, panel_end, out, ld_out, scratch);
 }
 
 // Integer products with so many columns that each panel is unpacked once for all of them.
@@ -551,8 +616,8 @@ template <typename V, typename Source>
 struct ManyColumns {
     static constexpr int kFrom = 32;
 
-    static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out,
-                       size_t ld_out, std::byte* scratch) {
+    static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+                       std::byte* scratch) {
         each_unpacked<V, Source>(
             w, panel_begin, panel_end, scratch, [](auto u) { return u; },
             [&](const Span& span) { multiply<V, IntegerTile, Unpacked<V, Source>>(span, x, 0, out, ld_out); });
@@ -597,32 +662,50 @@ void matmul_rows(const Matrix& w, const Activations& x, int panel_begin, int pan
     }
 }
 
+}  // namespace
+}  // namespace gemmart::cpu
+
+#include "cpu/matmul_unpacked.h"
+
+namespace gemmart::cpu {
+namespace {
+
 // Many<V, Source>: integer products of Many::kFrom columns and more.
 template <typename V, template <typename, typename> typename Many, typename Source>
 auto* integers(int n_tokens) {
-    return n_tokens < Many<V, Source>::kFrom ? matmul_panels<V, IntegerTile, Source> : Many<V, Source>::matmul;
+    return n_tokens < Many<V, Source>::kFrom ? matmul_few<V, Source> : Many<V, Source>::matmul;
 }
 
 template <typename V, template <typename, typename> typename Many>
 void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                 std::byte* scratch) {
     const int n = x.n_tokens;
-    auto* multiply = !w.packed                  ? matmul_rows<V>
-                     : w.dtype == DType::Q4_0   ? integers<V, Many, Q4_0<V>>(n)
-                     : w.dtype == DType::Q4_1   ? integers<V, Many, Q4_1<V>>(n)
-                     : w.dtype == DType::Q5_0   ? integers<V, Many, Q5_0<V>>(n)
-                     : w.dtype == DType::Q5_1   ? integers<V, Many, Q5_1<V>>(n)
-                     : w.dtype == DType::Q2_K   ? integers<V, Many, Q2_K<V>>(n)
-                     : w.dtype == DType::Q3_K   ? integers<V, Many, Q3_K<V>>(n)
-                     : w.dtype == DType::Q8_0   ? integers<V, Many, Q8_0<V>>(n)
-                     : w.dtype == DType::IQ4_NL ? integers<V, Many, IQ4_NL<V>>(n)
-                     : w.dtype == DType::IQ4_XS ? integers<V, Many, IQ4_XS<V>>(n)
-                     : w.dtype == DType::Q4_K   ? integers<V, Many, Q4_K<V>>(n)
-                     : w.dtype == DType::Q5_K   ? integers<V, Many, Q5_K<V>>(n)
-                     : w.dtype == DType::Q6_K   ? integers<V, Many, Q6_K<V>>(n)
-                     : w.dtype == DType::F32    ? matmul_panels<V, FloatTile, F32<V>>
-                     : w.dtype == DType::F16    ? matmul_panels<V, FloatTile, F16<V>>
-                                                : matmul_panels<V, FloatTile, BF16<V>>;
+    auto* multiply = !w.packed                   ? matmul_rows<V>
+                     : w.dtype == DType::Q4_0    ? integers<V, Many, Q4_0<V>>(n)
+                     : w.dtype == DType::Q4_1    ? integers<V, Many, Q4_1<V>>(n)
+                     : w.dtype == DType::Q5_0    ? integers<V, Many, Q5_0<V>>(n)
+                     : w.dtype == DType::Q5_1    ? integers<V, Many, Q5_1<V>>(n)
+                     : w.dtype == DType::Q2_K    ? integers<V, Many, Q2_K<V>>(n)
+                     : w.dtype == DType::Q3_K    ? integers<V, Many, Q3_K<V>>(n)
+                     : w.dtype == DType::Q8_0    ? integers<V, Many, Q8_0<V>>(n)
+                     : w.dtype == DType::IQ4_NL  ? integers<V, Many, IQ4_NL<V>>(n)
+                     : w.dtype == DType::IQ4_XS  ? integers<V, Many, IQ4_XS<V>>(n)
+                     : w.dtype == DType::Q4_K    ? integers<V, Many, Q4_K<V>>(n)
+                     : w.dtype == DType::Q5_K    ? integers<V, Many, Q5_K<V>>(n)
+                     : w.dtype == DType::Q6_K    ? integers<V, Many, Q6_K<V>>(n)
+                     : w.dtype == DType::IQ1_S   ? integers<V, Many, IQ1_S<V>>(n)
+                     : w.dtype == DType::IQ1_M   ? integers<V, Many, IQ1_M<V>>(n)
+                     : w.dtype == DType::IQ2_XXS ? integers<V, Many, IQ2_XXS<V>>(n)
+                     : w.dtype == DType::IQ2_XS  ? integers<V, Many, IQ2_XS<V>>(n)
+                     : w.dtype == DType::IQ2_S   ? integers<V, Many, IQ2_S<V>>(n)
+                     : w.dtype == DType::IQ3_XXS ? integers<V, Many, IQ3_XXS<V>>(n)
+                     : w.dtype == DType::IQ3_S   ? integers<V, Many, IQ3_S<V>>(n)
+                     : w.dtype == DType::TQ1_0   ? integers<V, Many, TQ1_0<V>>(n)
+                     : w.dtype == DType::TQ2_0   ? integers<V, Many, TQ2_0<V>>(n)
+                     : w.dtype == DType::MXFP4   ? integers<V, Many, MXFP4<V>>(n)
+                     : w.dtype == DType::F32     ? matmul_panels<V, FloatTile, F32<V>>
+                     : w.dtype == DType::F16     ? matmul_panels<V, FloatTile, F16<V>>
+                                                 : matmul_panels<V, FloatTile, BF16<V>>;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

@@ -5,8 +5,16 @@
 #include <utility>
 
 #include "cpu/kernels.h"
+#include "formats/iq1_m.h"
+#include "formats/iq1_s.h"
+#include "formats/iq2_s.h"
+#include "formats/iq2_xs.h"
+#include "formats/iq2_xxs.h"
+#include "formats/iq3_s.h"
+#include "formats/iq3_xxs.h"
 #include "formats/iq4_nl.h"
 #include "formats/iq4_xs.h"
+#include "formats/mxfp4.h"
 #include "formats/q2_k.h"
 #include "formats/q3_k.h"
 #include "formats/q4_0.h"
@@ -17,6 +25,8 @@
 #include "formats/q5_k.h"
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
+#include "formats/tq1_0.h"
+#include "formats/tq2_0.h"
 
 namespace gemmart::cpu {
 namespace {
@@ -218,6 +228,101 @@ void pack_iq4_xs(const std::byte* const* rows, std::byte* dst) {
     transpose<uint32_t>(rows, offsetof(BlockIQ4_XS, qs), 32, dst + 128);
 }
 
+void pack_iq1_s(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ1_S, d), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockIQ1_S, qs), 8, dst + 32);
+    transpose<uint16_t>(rows, offsetof(BlockIQ1_S, qh), 8, dst + 544);
+}
+
+void pack_iq1_m(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ1_M, scales), 4, dst);
+    transpose<uint16_t>(rows, offsetof(BlockIQ1_M, qh), 8, dst + 128);
+    transpose<uint32_t>(rows, offsetof(BlockIQ1_M, qs), 8, dst + 384);
+}
+
+// dst u64 [8 groups][2 halves][4] <- byte(row, i), whose bits belong to columns 8i … 8i + 7
+template <typename ByteOf>
+void pack_signs(ByteOf byte, std::byte* dst) {
+    uint64_t bits[8][2][4] = {};
+    for (int r = 0; r < kPanel; ++r)
+        for (int i = 0; i < 32; ++i) {
+            const uint64_t eight = byte(r, i);
+            bits[i / 4][0][i % 4] |= (eight & 15) << 4 * r;
+            bits[i / 4][1][i % 4] |= (eight >> 4) << 4 * r;
+        }
+    std::memcpy(dst, bits, sizeof bits);
+}
+
+void pack_iq2_xxs(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ2_XXS, d), 1, dst);
+    for (int g = 0; g < 8; ++g) transpose<uint32_t>(rows, offsetof(BlockIQ2_XXS, qs) + 8 * g, 1, dst + 32 + 64 * g);
+    pack_signs(
+        [&](int r, int i) {
+            const uint32_t word = word_at(rows[r] + offsetof(BlockIQ2_XXS, qs) + i / 4 * 8 + 4);
+            return (word >> 7 * (i % 4) & 127) | (word >> (28 + i % 4) & 1) << 7;
+        },
+        dst + 544);
+}
+
+void pack_iq2_xs(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ2_XS, d), 1, dst);
+    transpose<uint8_t>(rows, offsetof(BlockIQ2_XS, scales), 8, dst + 32);
+    for (int i = 0; i < 32; ++i)
+        for (int r = 0; r < kPanel; ++r)
+            dst[160 + i / 4 * 64 + 4 * r + i % 4] = rows[r][offsetof(BlockIQ2_XS, qs) + 2 * i];
+    pack_signs(
+        [&](int r, int i) {
+            const auto high = static_cast<uint32_t>(rows[r][offsetof(BlockIQ2_XS, qs) + 2 * i + 1]);
+            return high >> 1 | (high & 1) << 7;
+        },
+        dst + 672);
+}
+
+void pack_iq2_s(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ2_S, d), 1, dst);
+    transpose<uint8_t>(rows, offsetof(BlockIQ2_S, scales), 8, dst + 32);
+    transpose<uint8_t>(rows, offsetof(BlockIQ2_S, qh), 8, dst + 160);
+    transpose<uint32_t>(rows, offsetof(BlockIQ2_S, qs), 8, dst + 288);
+    pack_signs([&](int r, int i) { return static_cast<uint32_t>(rows[r][offsetof(BlockIQ2_S, signs) + i]); },
+               dst + 800);
+}
+
+void pack_iq3_xxs(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ3_XXS, d), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockIQ3_XXS, qs), 16, dst + 32);
+    pack_signs(
+        [&](int r, int i) {
+            const uint32_t word = word_at(rows[r] + offsetof(BlockIQ3_XXS, signs) + i / 4 * 4);
+            return (word >> 7 * (i % 4) & 127) | (word >> (28 + i % 4) & 1) << 7;
+        },
+        dst + 1056);
+}
+
+void pack_iq3_s(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockIQ3_S, d), 1, dst);
+    transpose<uint8_t>(rows, offsetof(BlockIQ3_S, scales), 4, dst + 32);
+    transpose<uint8_t>(rows, offsetof(BlockIQ3_S, qh), 8, dst + 96);
+    transpose<uint32_t>(rows, offsetof(BlockIQ3_S, qs), 16, dst + 224);
+    pack_signs([&](int r, int i) { return static_cast<uint32_t>(rows[r][offsetof(BlockIQ3_S, signs) + i]); },
+               dst + 1248);
+}
+
+void pack_tq1_0(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockTQ1_0, d), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockTQ1_0, qs), 12, dst + 32);
+    transpose<uint32_t>(rows, offsetof(BlockTQ1_0, qh), 1, dst + 800);
+}
+
+void pack_tq2_0(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint16_t>(rows, offsetof(BlockTQ2_0, d), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockTQ2_0, qs), 16, dst + 32);
+}
+
+void pack_mxfp4(const std::byte* const* rows, std::byte* dst) {
+    transpose<uint8_t>(rows, offsetof(BlockMXFP4, e), 1, dst);
+    transpose<uint32_t>(rows, offsetof(BlockMXFP4, qs), 4, dst + 16);
+}
+
 struct Packing {
     DType dtype;
     int columns;  // of a block, or of a part of a float row
@@ -240,6 +345,16 @@ constexpr Packing kPackings[] = {
     {DType::Q4_K, 256, pack_q4_k},
     {DType::Q5_K, 256, pack_q5_k},
     {DType::Q6_K, 256, pack_q6_k},
+    {DType::IQ1_S, 256, pack_iq1_s},
+    {DType::IQ1_M, 256, pack_iq1_m},
+    {DType::IQ2_XXS, 256, pack_iq2_xxs},
+    {DType::IQ2_XS, 256, pack_iq2_xs},
+    {DType::IQ2_S, 256, pack_iq2_s},
+    {DType::IQ3_XXS, 256, pack_iq3_xxs},
+    {DType::IQ3_S, 256, pack_iq3_s},
+    {DType::TQ1_0, 256, pack_tq1_0},
+    {DType::TQ2_0, 256, pack_tq2_0},
+    {DType::MXFP4, 32, pack_mxfp4},
 };
 
 const Packing* find_packing(DType dtype) {

@@ -11,7 +11,7 @@
 #define GEMMART_TABLE static __device__ const
 #else
 #define GEMMART_HD
-#define GEMMART_TABLE static const
+#define GEMMART_TABLE static constexpr
 #endif
 #define GEMMART_PACKED __attribute__((packed))
 

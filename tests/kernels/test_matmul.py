@@ -12,7 +12,9 @@ FLOATS = ("F32", "F16", "BF16")
 QUANTS = {"Q4_0": (slice(2, 18), 0), "Q4_1": (slice(4, 20), 0), "Q5_0": (slice(2, 22), 0), "Q8_0": (slice(2, 34), 0x80)}
 QUANTS |= {"Q5_1": (slice(4, 24), 0), "Q2_K": (slice(16, 80), 0), "Q3_K": (slice(0, 96), 0)}
 QUANTS |= {"Q4_K": (slice(16, 144), 0), "Q5_K": (slice(16, 176), 0), "Q6_K": (slice(0, 192), 0)}
-QUANTS |= {"IQ4_NL": None, "IQ4_XS": None}  # levels, around a zero that no bits stand for
+QUANTS |= {"TQ1_0": (slice(0, 52), 0), "TQ2_0": (slice(0, 64), 0), "MXFP4": (slice(1, 17), 0xFF)}
+# Levels, around a zero that no bits stand for.
+QUANTS |= dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"))
 # Byte offsets of the halves that scale a block, where it is not one at the front.
 SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2)}
 SCALES |= {"Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)}
