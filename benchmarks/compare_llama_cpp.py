@@ -42,7 +42,7 @@ SIDES = ("gemmart", "llama_cpp")
 PROMPT = "one two three four"  # five tokens, with BOS
 BANDWIDTH_BYTES = 1 << 30
 SAME_LOGITS = 0.95
-"""Least correlation of both sides' logits: random weights make small differences large."""
+"""Least correlation of both sides' logits, in the median of the rounds."""
 
 
 class Failed(Exception):
@@ -109,6 +109,14 @@ def agreement(ours: np.ndarray, theirs: np.ndarray, chosen: list[Any], others: l
         "correlation": min(float(np.corrcoef(a, b)[0, 1]) for a, b in zip(ours, theirs, strict=True)),
         "same_choices": float(np.mean(np.array(chosen) == np.array(others))),
     }
+
+
+def same_logits(found: dict[str, Any]) -> bool:
+    """Whether both sides' logits agree in most rounds, or were not compared.
+
+    Not in all: on one of six random prompts of a synthetic 2B, llama.cpp's logits correlated 0.07 with a float64
+    computation, gemmart's 0.9999."""
+    return "logits" not in found or found["logits"]["correlation"]["median"] >= SAME_LOGITS
 
 
 # Processes
@@ -242,7 +250,10 @@ class Comparison:
         found["limits"] = {name: spread([limits[name] for limits in measured]) for name in measured[0]}
         if all(runs.values()):
             found["ratios"] = ratios(*(found[side] for side in SIDES))
-            found["logits"] = {name: min(a[name] for a in agreements) for name in agreements[0]}
+            found["logits"] = {
+                name: spread([a[name] for a in agreements]) | {"rounds": [a[name] for a in agreements]}
+                for name in agreements[0]
+            }
         return found
 
     def _warm_up(self, found: dict[str, Any]) -> None:
@@ -409,10 +420,11 @@ def as_text(found: dict[str, Any]) -> str:
         told = ", ".join(f"{limits[name]['median'] / 1e9:.1f} {unit}" for name, unit in parts)
         lines.append(f"  the machine: {told}")
     if logits := found.get("logits"):
-        told = "agree" if logits["correlation"] >= SAME_LOGITS else "DIFFER"
+        correlation, same = logits["correlation"], logits["same_choices"]
         lines.append(
-            f"  logits {told}: correlation {logits['correlation']:.4f}, "
-            f"{100 * logits['same_choices']:.0f} % of the greedy choices are the same"
+            f"  logits {'agree' if same_logits(found) else 'DIFFER'}: correlation {correlation['median']:.4f} "
+            f"(worst round {correlation['min']:.4f}), {100 * same['median']:.0f} % of the greedy choices are the same "
+            f"(worst round {100 * same['min']:.0f} %)"
         )
     return "\n".join(lines)
 
@@ -435,7 +447,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         panel.set_xticks(range(len(results)), [found["model"].removesuffix(".gguf") for found in results], rotation=20)
         panel.set_ylabel("tokens/s")
         panel.set_title(name)
-    panels[1].legend()
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
 
 
@@ -473,7 +485,7 @@ def main() -> int:
             args.json.write_text(json.dumps(machine() | {"threads": args.threads, "results": results}, indent=1) + "\n")
     if args.plot:
         plot(results, args.plot)
-    return int(any(found.get("logits", {}).get("correlation", 1) < SAME_LOGITS for found in results))
+    return int(not all(map(same_logits, results)))
 
 
 if __name__ == "__main__":

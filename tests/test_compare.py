@@ -78,6 +78,13 @@ def test_agreement() -> None:
     assert compare.agreement(a, np.stack([a[0], b[1]]), [[1]], [[1]])["correlation"] < 0.2  # the worst row counts
 
 
+def test_logits_that_differ_are_seen() -> None:
+    for rounds, same in (([1, 0.99, 0.1], True), ([1, 0.1, 0.1], False), ([float("nan")] * 3, False)):
+        logits = {"correlation": compare.spread(rounds)}
+        assert compare.same_logits({"logits": logits}) == same
+    assert compare.same_logits({})  # not compared
+
+
 def test_a_crash_is_told_as_such() -> None:
     assert compare.failure(-11, "loading\nsome last words\n") == "crashed with SIGSEGV: some last words"
     assert compare.failure(3, "") == "ended with status 3"

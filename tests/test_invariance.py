@@ -167,6 +167,26 @@ def test_alone_and_in_company(family: str, kv_type: str, precise: bool, isa: str
         assert stats[group]["n_free"] + stats[group]["n_cached"] == stats[group]["n_pages"]
 
 
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("window", [12, 300])
+def test_beyond_a_range_of_attention(kv_type: str, window: int, isa: str, tiny: Tiny) -> None:
+    """Attention adds ranges of 256 positions: of few tokens each is an item of work of its own."""
+    path = tiny("gemma2", "Q4_1", n_layers=2, window=window)
+    ids = np.random.default_rng(5).integers(0, N_VOCAB, 602).astype(np.int32)
+    alone = open_context(path, kv_type=kv_type, n_threads=1, n_batch=len(ids), n_kv_tokens=640)
+    expected = logits_alone(alone, ids)
+    context = open_context(path, kv_type=kv_type, n_kv_tokens=1280, n_sequences=2)
+    other = context.kv.new_sequence()
+    context.forward(ids[:300], [(other, 300)], [])
+    seq, at = context.kv.new_sequence(), 0
+    for n in [200, 55, 1, 1, 8, 9, 237, 1, 1, 88, 1]:
+        # A token of the other sequence goes along.
+        context.forward(np.append(ids[at : at + n], ids[:1]), [(seq, n), (other, 1)], range(n))
+        np.testing.assert_array_equal(context.logits(), expected[at : at + n], err_msg=f"{n} tokens at {at}")
+        at += n
+    assert at == len(ids)
+
+
 def test_cached_pages_are_taken(tiny: Tiny) -> None:
     """Or the above would compare nothing with nothing."""
     context = open_context(tiny("gemma2"), n_sequences=2)

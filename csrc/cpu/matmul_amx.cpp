@@ -22,89 +22,96 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
-// out [16 tokens][16 rows] = a group's activations × weights, or half a group's, by way of sum tile kTile. GCC's intrinsics
-// want the numbers of tiles spelled out.
+// out [16 tokens][16 rows] = a group's activations × weights, or half a group's, by way of sum tile kTile. In assembler,
+// because GCC's intrinsics clobber all memory, and with it the sums that stand in registers.
 template <int kTile, bool kHalf>
 GEMMART_INLINE void multiply_tile(const int8_t* q, Bytes weights, int32_t* out) {
-#define GEMMART_MULTIPLY(tile, left, right)     \
-    if constexpr (kTile == tile) {              \
-        _tile_zero(tile);                       \
-        _tile_loadd(left, q, kGroup);           \
-        _tile_loadd(right, weights, 4 * kPanel); \
-        _tile_dpbssd(tile, left, right);        \
-        _tile_stored(tile, out, 4 * kPanel);    \
-    }
-    if constexpr (kHalf) {
-        GEMMART_MULTIPLY(0, 6, 7)
-        GEMMART_MULTIPLY(1, 6, 7)
-        GEMMART_MULTIPLY(2, 6, 7)
-        GEMMART_MULTIPLY(3, 6, 7)
-    } else {
-        GEMMART_MULTIPLY(0, 4, 5)
-        GEMMART_MULTIPLY(1, 4, 5)
-        GEMMART_MULTIPLY(2, 4, 5)
-        GEMMART_MULTIPLY(3, 4, 5)
-    }
-#undef GEMMART_MULTIPLY
+    constexpr int kLeft = kHalf ? 6 : 4, kRight = kLeft + 1, kColumns = kHalf ? kGroup / 2 : kGroup;
+    using Left = const int8_t[15 * kGroup + kColumns];
+    using Right = const uint8_t[kColumns * kPanel];
+    using Sums = int32_t[16 * kPanel];
+    const long left_stride = kGroup, stride = 4 * kPanel;
+    __asm__ volatile(
+        "tilezero %%tmm%c[tile]\n\t"
+        "tileloadd (%[q],%[left_stride],1), %%tmm%c[left]\n\t"
+        "tileloadd (%[weights],%[stride],1), %%tmm%c[right]\n\t"
+        "tdpbssd %%tmm%c[right], %%tmm%c[left], %%tmm%c[tile]\n\t"
+        "tilestored %%tmm%c[tile], (%[out],%[stride],1)"
+        : "=m"(*reinterpret_cast<Sums*>(out))
+        : [q] "r"(q), [weights] "r"(weights), [out] "r"(out), [left_stride] "r"(left_stride), [stride] "r"(stride),
+          [tile] "i"(kTile), [left] "i"(kLeft), [right] "i"(kRight), "m"(*reinterpret_cast<Left*>(q)),
+          "m"(*reinterpret_cast<Right*>(weights)));
 }
 
-// A panel whose groups are unpacked with signed bytes, n_groups of them, times a column group of 16. The tiles of the
-// next groups are under way while the sums of one are scaled and added.
+// A panel whose groups are unpacked with signed bytes, n_groups of them, times a column group of 16. Four tiles of sums
+// are under way: those of the next groups are computed while one is scaled and added.
 template <typename Group>
-void multiply_panel(Bytes panel, int n_groups, const ActivationArrays& x, const Target& to) {
+struct AmxPanel {
     using V = Avx512;
-    constexpr int kParts = Group::kParts, kTiles = 4 / kParts;  // groups that are under way
-    alignas(64) int32_t dots[4][16 * kPanel];
-    __m512 sum[16];
-    unroll<16>([&](auto c) __attribute__((always_inline)) { sum[c.value] = load_sum<V>(to, c.value, 0); });
-    const auto begin = [&](auto slot, int g) __attribute__((always_inline)) {
+    static constexpr int kParts = Group::kParts, kSlots = 4 / kParts;  // groups under way
+
+    Bytes panel;
+    int n_groups;
+    const ActivationArrays& x;
+    int32_t (*dots)[16 * kPanel];  // of the four tiles
+
+    template <int Slot>
+    GEMMART_INLINE void begin(int g) {
+        if (g >= n_groups) return;
         const int8_t* q = x.q + g * kGroup * 16;
         const Bytes weights = panel + g * Group::kBytes;
-        unroll<kParts>([&](auto part) __attribute__((always_inline)) {
-            constexpr int kPart = decltype(part)::value, kTile = decltype(slot)::value * kParts + kPart;
-            multiply_tile<kTile, kParts == 2>(q + kPart * kGroup / 2, weights + kPart * kGroup / 2 * kPanel,
-                                              dots[kTile]);
-        });
-    };
-    const auto finish = [&](auto slot, int g) __attribute__((always_inline)) {
-        constexpr int kSlot = decltype(slot)::value;
+        multiply_tile<Slot * kParts, kParts == 2>(q, weights, dots[Slot * kParts]);
+        if constexpr (kParts == 2)
+            multiply_tile<Slot * kParts + 1, true>(q + kGroup / 2, weights + kGroup / 2 * kPanel,
+                                                   dots[Slot * kParts + 1]);
+    }
+
+    template <int Slot>
+    GEMMART_INLINE void finish(int g, __m512 (&sum)[16]) const {
+        if (g >= n_groups) return;
         Scales<V, kParts> scales;
         Group::scales(panel + g * Group::kBytes, 0, scales);
         const float* d = x.d + g * 16;
         const float* ds = (kParts == 1 ? x.ds32 : x.ds16) + g * kParts * 16;
-        unroll<16>([&](auto c) __attribute__((always_inline)) {
-            constexpr int kC = decltype(c)::value;
-            const auto dot = [&](int part) __attribute__((always_inline)) {
-                return _mm512_cvtepi32_ps(_mm512_load_si512(dots[kSlot * kParts + part] + kC * kPanel));
-            };
-            __m512 t = V::mul(scales.scale[0], dot(0));
-            if constexpr (kParts == 2) t = V::fma(scales.scale[1], dot(1), t);
-            sum[kC] = V::fma(t, V::broadcast(d + kC), sum[kC]);
-            if constexpr (Group::kOffset)
-                unroll<kParts>([&](auto part) __attribute__((always_inline)) {
-                    constexpr int kPart = decltype(part)::value;
-                    sum[kC] = V::fnma(scales.offset[kPart], V::broadcast(ds + kPart * 16 + kC), sum[kC]);
-                });
-        });
-    };
-    const auto each_tile = [&](int g, auto f) __attribute__((always_inline)) {
-        unroll<kTiles>([&](auto slot) __attribute__((always_inline)) {
-            if (g + slot.value < n_groups) f(slot, g + slot.value);
-        });
-    };
-    unroll<kTiles / 2>([&](auto slot) __attribute__((always_inline)) {
-        if (slot.value < n_groups) begin(slot, slot.value);
-    });
-    for (int g = 0; g < n_groups; g += kTiles)
-        each_tile(g, [&](auto slot, int group) __attribute__((always_inline)) {
-            constexpr int kNext = (decltype(slot)::value + kTiles / 2) % kTiles;
-            if (group + kTiles / 2 < n_groups) begin(Index<kNext>{}, group + kTiles / 2);
-            finish(slot, group);
-        });
-    unroll<16>([&](auto c) __attribute__((always_inline)) {
-        V::store_some(to.out + c.value * to.ld, sum[c.value], to.n_rows);
-    });
-}
+#pragma GCC unroll 16
+        for (int c = 0; c < 16; ++c) {
+            __m512 t = V::mul(scales.scale[0], dot<Slot * kParts>(c));
+            if constexpr (kParts == 2) t = V::fma(scales.scale[1], dot<Slot * kParts + 1>(c), t);
+            sum[c] = V::fma(t, V::broadcast(d + c), sum[c]);
+            if constexpr (Group::kOffset) sum[c] = V::fnma(scales.offset[0], V::broadcast(ds + c), sum[c]);
+            if constexpr (Group::kOffset && kParts == 2)
+                sum[c] = V::fnma(scales.offset[1], V::broadcast(ds + 16 + c), sum[c]);
+        }
+    }
+
+    template <int Tile>
+    GEMMART_INLINE __m512 dot(int c) const {
+        return _mm512_cvtepi32_ps(_mm512_load_si512(dots[Tile] + c * kPanel));
+    }
+
+    void multiply(const Target& to) {
+        __m512 sum[16];
+#pragma GCC unroll 16
+        for (int c = 0; c < 16; ++c) sum[c] = load_sum<V>(to, c, 0);
+        if constexpr (kParts == 1) {
+            begin<0>(0), begin<1>(1);
+            for (int g = 0; g < n_groups; g += 4) {
+                begin<2>(g + 2), finish<0>(g, sum);
+                begin<3>(g + 3), finish<1>(g + 1, sum);
+                begin<0>(g + 4), finish<2>(g + 2, sum);
+                begin<1>(g + 5), finish<3>(g + 3, sum);
+            }
+        } else {
+            begin<0>(0);
+            for (int g = 0; g < n_groups; g += 2) {
+                begin<1>(g + 1), finish<0>(g, sum);
+                begin<0>(g + 2), finish<1>(g + 1, sum);
+            }
+        }
+#pragma GCC unroll 16
+        for (int c = 0; c < 16; ++c) V::store_some(to.out + c * to.ld, sum[c], to.n_rows);
+    }
+};
 
 template <typename V, typename Source>
 struct AmxColumns {
@@ -113,6 +120,7 @@ struct AmxColumns {
     static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out,
                        size_t ld_out, std::byte* scratch) {
         const Tiles tiles;
+        alignas(64) int32_t dots[4][16 * kPanel];
         const int n_whole = x.n_tokens / 16 * 16;
         const auto without_bias = [](auto u) { return V::sub_bytes(u, _mm512_set1_epi8(static_cast<char>(Source::kBias))); };
         each_unpacked<V, Source>(w, panel_begin, panel_end, scratch, without_bias, [&](const Span& span) {
@@ -121,9 +129,8 @@ struct AmxColumns {
                     arrays_at(x.data, static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(span.k0) * 16);
                 for (int i = 0; i < span.n_panels; ++i) {
                     const int row = span.row + i * kPanel;
-                    multiply_panel<Unpacked<V, Source>>(
-                        span.panels + i * span.stride, span.n_cols / kGroup, group,
-                        {out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0 || x.go_on});
+                    AmxPanel<Unpacked<V, Source>> panel{span.panels + i * span.stride, span.n_cols / kGroup, group, dots};
+                    panel.multiply({out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0 || x.go_on});
                 }
             }
         });

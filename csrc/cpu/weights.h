@@ -63,18 +63,22 @@ class Weights {
     // of w from first_row on, packed in this thread's room, as many as fit.
     template <typename F>
     void each_panels(int thread, const Matrix& w, int begin, int end, F product) const {
-        const size_t stride = w.packed ? 0 : panel_bytes(w.dtype, w.n_cols);
-        const int n_fit = stride ? static_cast<int>(room_bytes_ / stride) : 0;
-        if (!stride) product(w, begin, end, 0);
-        for (int panel = begin; stride && panel < end; panel += n_fit) {
-            const int n = std::min(n_fit, end - panel), row = panel * kPanel;
-            pack(w, panel, n, rooms_[thread]);
-            product({w.dtype, true, w.n_rows - row, w.n_cols, rooms_[thread], stride}, 0, n, row);
+        const size_t stride = panel_bytes(w.dtype, w.n_cols);
+        if (w.packed || !stride) {
+            product(w, begin, end, 0);
+        } else {
+            const int n_fit = static_cast<int>(room_bytes_ / stride);
+            for (int panel = begin; panel < end; panel += n_fit) {
+                const int n = std::min(n_fit, end - panel), row = panel * kPanel;
+                pack(w, panel, n, rooms_[thread]);
+                product({w.dtype, true, w.n_rows - row, w.n_cols, rooms_[thread], stride}, 0, n, row);
+            }
         }
         if (!streams_.empty()) note_use(w, end - begin);
     }
 
-    // Throws FileChanged if mapped weights are not those of the file any more.
+    // Throws FileChanged if mapped weights are no longer those that were loaded. After a pass, this finds all that was
+    // written to the file meanwhile; what another program writes through a mapping of its own, when the system tells.
     void check_unchanged() const;
 
   private:
