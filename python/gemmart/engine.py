@@ -1,8 +1,9 @@
 """The loop that computes: it admits requests, makes a batch, runs it, samples and hands out tokens.
 
 One thread runs it; any thread may submit and cancel. Each step is all sequences that decode, one row each, and as much
-of the waiting prompts as the batch still holds, shared fairly. What a sequence says does not depend on its company: the
-core's results are the same bits in every batch, and draws depend on seed and position alone."""
+of the waiting prompts as the batch still holds, shared fairly; a sequence that is alone has guesses checked too. What
+it says does not depend on its company: the core's results are the same bits in every batch, and draws depend on seed
+and position alone."""
 
 from __future__ import annotations
 
