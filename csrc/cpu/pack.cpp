@@ -59,24 +59,27 @@ void rotate_index(typename VectorOf<T>::Type (&v)[N], int n_bits) {
     }
 }
 
-// dst [n][16] <- 16 rows of n numbers, n a multiple of the lanes
+// dst [16] <- a number of 16 rows
+template <typename T>
+void gather(const std::byte* const* rows, size_t offset, void* dst) {
+    for (int r = 0; r < kPanel; ++r) std::memcpy(static_cast<T*>(dst) + r, rows[r] + offset, sizeof(T));
+}
+
+// dst [n][16] <- 16 rows of n numbers
 template <typename T>
 void transpose(const std::byte* const* rows, size_t offset, int n, std::byte* dst) {
     constexpr int kLanes = VectorOf<T>::kLanes;
     using V = typename VectorOf<T>::Type;
-    for (int i = 0; i < n; i += kLanes)
+    const int n_whole = n / kLanes * kLanes;
+    for (int i = 0; i < n_whole; i += kLanes)
         for (int r = 0; r < kPanel; r += kLanes) {
             V v[kLanes];
             for (int k = 0; k < kLanes; ++k) std::memcpy(&v[k], rows[r + k] + offset + i * sizeof(T), sizeof(V));
             rotate_index<T>(v, std::countr_zero(static_cast<unsigned>(kLanes)));
             for (int k = 0; k < kLanes; ++k) std::memcpy(dst + ((i + k) * kPanel + r) * sizeof(T), &v[k], sizeof(V));
         }
-}
-
-// dst [16] <- a number of 16 rows
-template <typename T>
-void gather(const std::byte* const* rows, size_t offset, void* dst) {
-    for (int r = 0; r < kPanel; ++r) std::memcpy(static_cast<T*>(dst) + r, rows[r] + offset, sizeof(T));
+    for (size_t i = n_whole; i < static_cast<size_t>(n); ++i)
+        gather<T>(rows, offset + i * sizeof(T), dst + i * kPanel * sizeof(T));
 }
 
 // dst [n][16] <- bytes [first, first + n) of the 16 at `offset` of each row
@@ -229,7 +232,7 @@ void pack_iq4_xs(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_iq1_s(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ1_S, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockIQ1_S, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockIQ1_S, qs), 8, dst + 32);
     transpose<uint16_t>(rows, offsetof(BlockIQ1_S, qh), 8, dst + 544);
 }
@@ -238,6 +241,12 @@ void pack_iq1_m(const std::byte* const* rows, std::byte* dst) {
     transpose<uint16_t>(rows, offsetof(BlockIQ1_M, scales), 4, dst);
     transpose<uint16_t>(rows, offsetof(BlockIQ1_M, qh), 8, dst + 128);
     transpose<uint32_t>(rows, offsetof(BlockIQ1_M, qs), 8, dst + 384);
+}
+
+uint32_t word_at(const std::byte* p) {
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+    return word;
 }
 
 // dst u64 [8 groups][2 halves][4] <- byte(row, i), whose bits belong to columns 8i … 8i + 7
@@ -254,8 +263,8 @@ void pack_signs(ByteOf byte, std::byte* dst) {
 }
 
 void pack_iq2_xxs(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ2_XXS, d), 1, dst);
-    for (int g = 0; g < 8; ++g) transpose<uint32_t>(rows, offsetof(BlockIQ2_XXS, qs) + 8 * g, 1, dst + 32 + 64 * g);
+    gather<uint16_t>(rows, offsetof(BlockIQ2_XXS, d), dst);
+    for (int g = 0; g < 8; ++g) gather<uint32_t>(rows, offsetof(BlockIQ2_XXS, qs) + 8 * g, dst + 32 + 64 * g);
     pack_signs(
         [&](int r, int i) {
             const uint32_t word = word_at(rows[r] + offsetof(BlockIQ2_XXS, qs) + i / 4 * 8 + 4);
@@ -265,7 +274,7 @@ void pack_iq2_xxs(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_iq2_xs(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ2_XS, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockIQ2_XS, d), dst);
     transpose<uint8_t>(rows, offsetof(BlockIQ2_XS, scales), 8, dst + 32);
     for (int i = 0; i < 32; ++i)
         for (int r = 0; r < kPanel; ++r)
@@ -279,7 +288,7 @@ void pack_iq2_xs(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_iq2_s(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ2_S, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockIQ2_S, d), dst);
     transpose<uint8_t>(rows, offsetof(BlockIQ2_S, scales), 8, dst + 32);
     transpose<uint8_t>(rows, offsetof(BlockIQ2_S, qh), 8, dst + 160);
     transpose<uint32_t>(rows, offsetof(BlockIQ2_S, qs), 8, dst + 288);
@@ -288,7 +297,7 @@ void pack_iq2_s(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_iq3_xxs(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ3_XXS, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockIQ3_XXS, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockIQ3_XXS, qs), 16, dst + 32);
     pack_signs(
         [&](int r, int i) {
@@ -299,7 +308,7 @@ void pack_iq3_xxs(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_iq3_s(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockIQ3_S, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockIQ3_S, d), dst);
     transpose<uint8_t>(rows, offsetof(BlockIQ3_S, scales), 4, dst + 32);
     transpose<uint8_t>(rows, offsetof(BlockIQ3_S, qh), 8, dst + 96);
     transpose<uint32_t>(rows, offsetof(BlockIQ3_S, qs), 16, dst + 224);
@@ -308,18 +317,18 @@ void pack_iq3_s(const std::byte* const* rows, std::byte* dst) {
 }
 
 void pack_tq1_0(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockTQ1_0, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockTQ1_0, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockTQ1_0, qs), 12, dst + 32);
-    transpose<uint32_t>(rows, offsetof(BlockTQ1_0, qh), 1, dst + 800);
+    gather<uint32_t>(rows, offsetof(BlockTQ1_0, qh), dst + 800);
 }
 
 void pack_tq2_0(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint16_t>(rows, offsetof(BlockTQ2_0, d), 1, dst);
+    gather<uint16_t>(rows, offsetof(BlockTQ2_0, d), dst);
     transpose<uint32_t>(rows, offsetof(BlockTQ2_0, qs), 16, dst + 32);
 }
 
 void pack_mxfp4(const std::byte* const* rows, std::byte* dst) {
-    transpose<uint8_t>(rows, offsetof(BlockMXFP4, e), 1, dst);
+    gather<uint8_t>(rows, offsetof(BlockMXFP4, e), dst);
     transpose<uint32_t>(rows, offsetof(BlockMXFP4, qs), 4, dst + 16);
 }
 
