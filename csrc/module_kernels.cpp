@@ -157,7 +157,8 @@ class GuardedRows {
     Floats result(std::vector<py::ssize_t> shape) {
         check_red_zones();
         Floats out(std::move(shape));
-        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i) std::copy_n(row(i), n_, out.mutable_data() + i * n_);
+        for (size_t i = 0; i < rows_.size() / (n_ + kRedZone); ++i)
+            std::copy_n(row(i), n_, out.mutable_data() + i * n_);
         return out;
     }
     void check_red_zones() {
@@ -222,7 +223,8 @@ Floats attention(const std::string& isa, const std::string& kv_type, const Float
         for (int i = (window && last >= window ? last - window + 1 : 0) / kPageTokens; i <= last / kPageTokens; ++i)
             pages[i] = cache.get() + i * layout.n_bytes;
     }
-    const int n_ranges = (n_pos + kRange - 1) / kRange, n_partials = split ? n_ranges : 1, size = partial_size(head_dim);
+    const int n_ranges = (n_pos + kRange - 1) / kRange, n_partials = split ? n_ranges : 1,
+              size = partial_size(head_dim);
     GuardedRows partials(n_rows, static_cast<size_t>(n_partials) * size), out(n_rows, head_dim);
     {
         py::gil_scoped_release release;

@@ -18,15 +18,16 @@ inline constexpr int kRange = 8 * kPageTokens;
 inline constexpr int kMaxAttentionRows = 128;  // of a call
 inline constexpr int kMaxHeadDim = 1024;
 
-// What some ranges add to a row: Σ weight · value [head_dim, rounded up to 32], then m and Σ weight, where the weight of
-// a score is exp(score − m) and m the largest score.
-constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
+// What some ranges add to a row: Σ weight · value [head_dim, rounded up to 32], then m and Σ weight, where the weight
+// of a score is exp(score − m) and m the largest score.
+static constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
 
 struct AttentionJob {
     KvType type;
     KvHeadLayout layout;
     int head_dim;  // at most kMaxHeadDim
-    int n_rows;    // at most kMaxAttentionRows; they share this kv head: some tokens of one sequence × the heads of a group
+    int n_rows;    // at most kMaxAttentionRows; they share this kv head: some tokens of one sequence × the heads of a
+                   // group
     const float* const* queries;  // [n_rows] of [head_dim], scaled
     const int* positions;         // [n_rows] of each query
     int window;                   // 0: none
@@ -50,12 +51,11 @@ struct Kernels {
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
     // where x.go_on says so, the sum begins with what out holds.
-    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 · Σ,
-    // two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups: twice,
-    // with ds16); groups in order. Σ (u − bias) q is exact.
-    // Float formats: the sum of a group of 32 columns in order, then added to the total; groups in order.
-    // Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is
-    // written beyond row n_rows - 1.
+    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 ·
+    // Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups:
+    // twice, with ds16); groups in order. Σ (u − bias) q is exact. Float formats: the sum of a group of 32 columns in
+    // order, then added to the total; groups in order. Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset
+    // · x|. out must not alias anything; nothing is written beyond row n_rows - 1.
     void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch);
 
@@ -81,10 +81,10 @@ struct Kernels {
     // Writes one position's key and value [head_dim] into a head's part of a page.
     void (*store_kv)(KvType type, const KvHeadLayout& layout, int head_dim, const float* key, const float* value,
                      int slot, std::byte* part);
-    // partials[r] <- Σ_p exp(score_p − m) · value_p, m and Σ_p exp(score_p − m), score_p = cap(queries[r] · key_p), over
-    // those p in [max(0, pos − window + 1), pos] that lie in the job's ranges; zeros where there are none. Within a range
-    // sums go in order of position, ranges are added in order. For Q8_0 keys a query may be rounded: by at most 1/64516 of
-    // its largest component in a block of 32, where the keys' own rounding is 1/254.
+    // partials[r] <- Σ_p exp(score_p − m) · value_p, m and Σ_p exp(score_p − m), score_p = cap(queries[r] · key_p),
+    // over those p in [max(0, pos − window + 1), pos] that lie in the job's ranges; zeros where there are none. Within
+    // a range sums go in order of position, ranges are added in order. For Q8_0 keys a query may be rounded: by at most
+    // 1/64516 of its largest component in a block of 32, where the keys' own rounding is 1/254.
     void (*attention)(const AttentionJob& job, std::byte* scratch);
     // out [head_dim] = the softmax of n partials [n][partial_size]: one of all ranges, or those of single ranges in
     // order; both give the same bits.
