@@ -20,7 +20,11 @@ inline constexpr int kMaxHeadDim = 1024;
 
 // What some ranges add to a row: Σ weight · value [head_dim, rounded up to 32], then m and Σ weight, where the weight
 // of a score is exp(score − m) and m the largest score.
+<<<<<<< HEAD
 constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
+=======
+static constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
+>>>>>>> attention
 
 struct AttentionJob {
     KvType type;
@@ -51,11 +55,19 @@ struct Kernels {
 
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
     // where x.go_on says so, the sum begins with what out holds.
+<<<<<<< HEAD
     // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (where half groups have scales: scale0 ·
     // Σ + scale1 · Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half
     // groups: twice, with ds16); groups in order. Σ (u − bias) q is exact. Float formats: the sum of a group of 32
     // columns in order, then added to the total; groups in order. Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 ·
     // Σ |offset · x|. out must not alias anything; nothing is written beyond row n_rows - 1.
+=======
+    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 ·
+    // Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups:
+    // twice, with ds16); groups in order. Σ (u − bias) q is exact. Float formats: the sum of a group of 32 columns in
+    // order, then added to the total; groups in order. Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset
+    // · x|. out must not alias anything; nothing is written beyond row n_rows - 1.
+>>>>>>> attention
     void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch);
 
