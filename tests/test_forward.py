@@ -27,7 +27,7 @@ FLOAT32 = 2e-5  # measured: 1.1e-5 at most
 
 class Rounded(reference.Weights):
     """Weights whose products see their input as the core rounds it: to 8 bits where the weights are integers in
-    panels; in two terms for queries and keys, or everywhere if `precise`."""
+    panels; in two terms for queries, keys and values, or everywhere if `precise`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -42,7 +42,7 @@ class Rounded(reference.Weights):
     def matmul(self, name: str, x: reference.Array) -> reference.Array:
         if self.rounds and integer_product(self._tensors[f"{name}.weight"].tensor_type.name):
             first = eight_bits(x)
-            two_terms = self.precise or name.endswith(("attn_q", "attn_k"))
+            two_terms = self.precise or name.endswith(("attn_q", "attn_k", "attn_v"))
             x = first + eight_bits(x - first) if two_terms else first
         return super().matmul(name, x)
 

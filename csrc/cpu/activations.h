@@ -25,7 +25,7 @@ struct OwnedActivations {
             const float* rows[kMaxWidth];
             for (int i = 0; i < w; ++i) rows[i] = row(c + i);
             const ActivationArrays to = arrays_at(view.data, static_cast<size_t>(c) * n_cols);
-            kernels.quantize(rows, w, n_cols, to);
+            kernels.quantize(rows, w, w, n_cols, to);
             kernels.interleave(rows, w, n_cols, to.x);
         }
     }

@@ -1,6 +1,7 @@
 #include "cpu/executor.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <map>
@@ -47,7 +48,6 @@ struct AttentionWork {
 struct Product {
     const Matrix* w;
     float* out;
-    bool two_terms;  // multiply with the rest of the input too: CpuExecutor::Impl::rest
 };
 
 bool reads_integers(const Matrix& w) {
@@ -76,6 +76,9 @@ struct Widths {
     }
 };
 
+// Of the products with both terms that a thread computes before it adds them.
+size_t term_numbers(int n_batch) { return std::max<size_t>(2 * n_batch * kPanel * 8, 1 << 17); }
+
 }  // namespace
 
 // Every method with "phase" in its comment is called by all threads of the pool with the same arguments.
@@ -100,13 +103,15 @@ struct CpuExecutor::Impl {
     float *gate, *up;        // [n_batch, widths.ffn]
     float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
     ActivationArrays input;  // of the next products [n_batch, n_cols]
-    // What rounding to 8 bits took from `input`, rounded to 8 bits itself; a product with both is nearly that of the
-    // unrounded input. Queries and keys always have it: where attention is sharp, two thirds of the error that rounding
-    // makes in the logits comes from these two products, which are a small part of the work. With `precise` every
-    // product has it.
-    ActivationArrays rest;
+    // The same in two terms [2 n_batch, n_cols]: each column group holds some columns rounded to 8 bits, then what
+    // rounding took from them, rounded to 8 bits itself. The sum of a product with both is nearly that of the unrounded
+    // input. Queries, keys and values always have it: where attention is sharp, two thirds of the error that rounding
+    // makes in the logits comes from the first two, which are a small part of the work. With `precise` every product
+    // has it.
+    ActivationArrays two_terms;
     const bool precise;
     std::vector<std::byte*> scratch;                        // a thread
+    std::vector<float*> term_products;                      // a thread: [term_numbers(n_batch)]
     std::vector<float*> row_partials;                       // a thread: [kMaxAttentionRows][partial_size]
     std::vector<std::vector<const std::byte*>> page_lists;  // a thread
     std::vector<float> partials;                            // of split tiles
@@ -154,42 +159,23 @@ struct CpuExecutor::Impl {
         gate = take(n * widths.ffn), up = take(n * widths.ffn);
         cosines = take(config.ropes.size() * n * widths.half_head),
         sines = take(config.ropes.size() * n * widths.half_head);
-        auto take_input = [&](size_t n_cols) {
+        auto take_input = [&](size_t n_numbers) {
             auto take_sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count)); };
-            return ActivationArrays{reinterpret_cast<int8_t*>(buffers.take(n * n_cols)),
-                                    take(n * n_cols / 32),
-                                    take(n * n_cols / 32),
-                                    take(n * n_cols / 16),
-                                    take_sums(n * n_cols / 32),
-                                    take_sums(n * n_cols / 16),
-                                    take(n * n_cols)};
+            return ActivationArrays{reinterpret_cast<int8_t*>(buffers.take(n_numbers)),
+                                    take(n_numbers / 32),
+                                    take(n_numbers / 32),
+                                    take(n_numbers / 16),
+                                    take_sums(n_numbers / 32),
+                                    take_sums(n_numbers / 16),
+                                    nullptr};
         };
-        input = take_input(widths.in), rest = take_input(widths.in);
+        input = take_input(n * widths.in), two_terms = take_input(2 * n * widths.in);
+        input.x = take(n * widths.in);
         for (int i = 0; i < n_threads; ++i) {
             scratch.push_back(buffers.take(kScratchBytes));
+            term_products.push_back(take(term_numbers(n_batch)));
             row_partials.push_back(take(kMaxAttentionRows * partial_size(2 * widths.half_head)));
         }
-    }
-
-    // One column group of rows [n_batch, n_cols], for products with all of `readers`; with two terms, the rows are
-    // overwritten.
-    void pack(int column, int width, float* rows, int n_cols, std::initializer_list<const Matrix*> readers,
-              bool two_terms) {
-        const float* columns[kMaxWidth];
-        for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(column + i) * n_cols;
-        const size_t at = static_cast<size_t>(column) * n_cols;
-        const ActivationArrays to = arrays_at(input, at);
-        if (std::any_of(readers.begin(), readers.end(), [](const Matrix* w) { return !reads_integers(*w); }))
-            kernels.interleave(columns, width, n_cols, to.x);
-        if (std::none_of(readers.begin(), readers.end(), [](const Matrix* w) { return reads_integers(*w); })) return;
-        kernels.quantize(columns, width, n_cols, to);
-        if (!two_terms) return;
-        for (int c = 0; c < width; ++c)
-            for (int i = 0; i < n_cols; ++i) {
-                const int group = i / kGroup * width + c;
-                rows[static_cast<size_t>(column + c) * n_cols + i] -= to.d[group] * to.q[group * kGroup + i % kGroup];
-            }
-        kernels.quantize(columns, width, n_cols, arrays_at(rest, at));
     }
 
     // Phase: item(first row, width) for each column group of n rows.
@@ -203,8 +189,56 @@ struct CpuExecutor::Impl {
         });
     }
 
+    // Phases: packs rows [n, n_cols], each after prepare(row), for products with all of `readers`; with two terms, the
+    // rows are overwritten.
+    template <typename F>
+    void pack(int n, float* rows, int n_cols, std::initializer_list<const Matrix*> readers, bool terms, F prepare) {
+        const auto columns_of = [&](int row, int width) {
+            std::array<const float*, kMaxWidth> columns;
+            for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(row + i) * n_cols;
+            return columns;
+        };
+        const auto interleave = [&](int row, int width) {
+            kernels.interleave(columns_of(row, width).data(), width, n_cols,
+                               input.x + static_cast<size_t>(row) * n_cols);
+        };
+        const bool integers = std::any_of(readers.begin(), readers.end(), [](auto* w) { return reads_integers(*w); });
+        const bool floats = std::any_of(readers.begin(), readers.end(), [](auto* w) { return !reads_integers(*w); });
+        if (!integers || !terms) {
+            each_group(n, [&](int row, int width) {
+                for (int i = row; i < row + width; ++i) prepare(i);
+                if (floats) interleave(row, width);
+                if (!integers) return;
+                const ActivationArrays to = arrays_at(input, static_cast<size_t>(row) * n_cols);
+                kernels.quantize(columns_of(row, width).data(), width, width, n_cols, to);
+            });
+            return;
+        }
+        if (floats) {
+            each_group(n, [&](int row, int width) {
+                for (int i = row; i < row + width; ++i) prepare(i);
+                interleave(row, width);
+            });
+        }
+        each_group(2 * n, [&](int column, int width) {
+            const int row = column / 2, n_rows = width / 2;
+            if (!floats)
+                for (int i = row; i < row + n_rows; ++i) prepare(i);
+            const auto columns = columns_of(row, n_rows);
+            const ActivationArrays to = arrays_at(two_terms, static_cast<size_t>(column) * n_cols);
+            kernels.quantize(columns.data(), n_rows, width, n_cols, to);
+            for (int c = 0; c < n_rows; ++c) {
+                float* rest = rows + static_cast<size_t>(row + c) * n_cols;
+                for (int g = 0; g < n_cols / kGroup; ++g)
+                    for (int i = 0; i < kGroup; ++i)
+                        rest[g * kGroup + i] -= to.d[g * width + c] * to.q[(g * width + c) * kGroup + i];
+            }
+            kernels.quantize(columns.data(), n_rows, width, n_cols, arrays_from(to, n_rows));
+        });
+    }
+
     // Phase: out [n, w.n_rows] = packed input × each matrix.
-    void multiply(int thread, int n, std::initializer_list<Product> products) {
+    void multiply(int thread, int n, bool terms, std::initializer_list<Product> products) {
         constexpr int kItemsAThread = 12;
         int n_panels = 0;
         for (const Product& p : products) n_panels += (p.w->n_rows + kPanel - 1) / kPanel;
@@ -212,23 +246,48 @@ struct CpuExecutor::Impl {
         int n_items = 0;
         for (const Product& p : products) n_items += ((p.w->n_rows + kPanel - 1) / kPanel + grain - 1) / grain;
         pool.each(n_items, [&](int item) {
-            for (const auto& [w, out, two_terms] : products) {
+            for (const auto& [w, out] : products) {
                 const int panels = (w->n_rows + kPanel - 1) / kPanel, items = (panels + grain - 1) / grain;
                 if (item >= items) {
                     item -= items;
                     continue;
                 }
                 const int begin = item * grain, end = std::min(panels, begin + grain);
-                const auto product = [&](const Matrix& panels, int first, int last, int row) {
-                    float* to = out + row;
-                    kernels.matmul(panels, {n, w->n_cols, input}, first, last, to, w->n_rows, scratch[thread]);
-                    if (two_terms && reads_integers(*w))
-                        kernels.matmul(panels, {n, w->n_cols, rest, true}, first, last, to, w->n_rows, scratch[thread]);
-                };
-                weights->each_panels(thread, *w, begin, end, product);
+                const bool both = terms && reads_integers(*w);
+                weights->each_panels(thread, *w, begin, end, [&](const Matrix& panels, int first, int last, int row) {
+                    if (both)
+                        multiply_terms(thread, n, panels, first, last, out + row, w->n_rows);
+                    else
+                        kernels.matmul(panels, {n, w->n_cols, input}, first, last, out + row, w->n_rows,
+                                       scratch[thread]);
+                });
                 return;
             }
         });
+    }
+
+    // Panels [begin, end) of a product in two terms: products with both, then their sums.
+    void multiply_terms(int thread, int n, const Matrix& w, int begin, int end, float* out, size_t ld_out) {
+        float* terms = term_products[thread];
+        const int step = static_cast<int>(term_numbers(n_batch) / (2 * static_cast<size_t>(n) * kPanel));
+        for (int first = begin; first < end; first += step) {
+            const int last = std::min(first + step, end), row = first * kPanel;
+            const int n_rows = std::min(last * kPanel, w.n_rows) - row;
+            // the kernel counts rows from the first panel that it is given
+            Matrix part = w;
+            part.data += first * w.stride * (w.packed ? 1 : kPanel);
+            part.n_rows = n_rows;
+            kernels.matmul(part, {2 * n, w.n_cols, two_terms}, 0, last - first, terms, n_rows, scratch[thread]);
+            for (int column = 0, width; column < 2 * n; column += width) {
+                width = column_group_width(2 * n - column);
+                for (int c = 0; c < width / 2; ++c) {
+                    const float* sum = terms + static_cast<size_t>(column + c) * n_rows;
+                    const float* rest = sum + static_cast<size_t>(width / 2) * n_rows;
+                    float* to = out + (column / 2 + c) * ld_out + row;
+                    for (int r = 0; r < n_rows; ++r) to[r] = sum[r] + rest[r];
+                }
+            }
+        }
     }
 
     // x and, by position, the cosines and sines of each rope.
@@ -406,12 +465,9 @@ struct CpuExecutor::Impl {
                              h + static_cast<size_t>(row) * dim);
         };
 
-        each_group(n, [&](int row, int width) {
-            for (int i = row; i < row + width; ++i) norm(i, l.attn_norm);
-            pack(row, width, h, dim, {&l.wq, &l.wk, &l.wv}, true);
-        });
+        pack(n, h, dim, {&l.wq, &l.wk, &l.wv}, true, [&](int i) { norm(i, l.attn_norm); });
         phases.end(thread, "attention norm");
-        multiply(thread, n, {{&l.wq, q, true}, {&l.wk, k, true}, {&l.wv, v, precise}});
+        multiply(thread, n, true, {{&l.wq, q}, {&l.wk, k}, {&l.wv, v}});
         phases.end(thread, "q, k, v");
         pool.each(n_tiles, [&](int i) {
             for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
@@ -419,29 +475,23 @@ struct CpuExecutor::Impl {
         phases.end(thread, "rope, store");
         attend_all(thread, index, attention.at(facts.window), cache);
         phases.end(thread, "attention");
-        each_group(n, [&](int row, int width) { pack(row, width, h, q_dim, {&l.wo}, precise); });
+        pack(n, h, q_dim, {&l.wo}, precise, [](int) {});
         phases.end(thread, "output quantise");
-        multiply(thread, n, {{&l.wo, proj, precise}});
+        multiply(thread, n, precise, {{&l.wo, proj}});
         phases.end(thread, "output");
-        each_group(n, [&](int row, int width) {
-            for (int i = row; i < row + width; ++i) {
-                add_projection(i, l.post_attn_norm);
-                norm(i, l.ffn_norm);
-            }
-            pack(row, width, h, dim, {&l.gate, &l.up}, precise);
+        pack(n, h, dim, {&l.gate, &l.up}, precise, [&](int i) {
+            add_projection(i, l.post_attn_norm);
+            norm(i, l.ffn_norm);
         });
         phases.end(thread, "ffn norm");
-        multiply(thread, n, {{&l.gate, gate, precise}, {&l.up, up, precise}});
+        multiply(thread, n, precise, {{&l.gate, gate}, {&l.up, up}});
         phases.end(thread, "gate, up");
-        each_group(n, [&](int row, int width) {
-            for (int i = row; i < row + width; ++i) {
-                const size_t at = static_cast<size_t>(i) * ffn;
-                kernels.gate(config.activation, gate + at, up + at, ffn, gate + at);
-            }
-            pack(row, width, gate, ffn, {&l.down}, precise);
+        pack(n, gate, ffn, {&l.down}, precise, [&](int i) {
+            const size_t at = static_cast<size_t>(i) * ffn;
+            kernels.gate(config.activation, gate + at, up + at, ffn, gate + at);
         });
         phases.end(thread, "activation");
-        multiply(thread, n, {{&l.down, proj, precise}});
+        multiply(thread, n, precise, {{&l.down, proj}});
         phases.end(thread, "down");
         pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
         phases.end(thread, "residual");
@@ -451,14 +501,12 @@ struct CpuExecutor::Impl {
     void run_head(int thread, const std::vector<int>& outputs, float* logits) {
         const int n = static_cast<int>(outputs.size()), dim = config.dim;
         if (n == 0) return;
-        each_group(n, [&](int row, int width) {
-            for (int i = row; i < row + width; ++i)
-                kernels.rms_norm(x + static_cast<size_t>(outputs[i]) * dim, output_norm.data(), dim, config.norm_eps,
-                                 h + static_cast<size_t>(i) * dim);
-            pack(row, width, h, dim, {&output}, precise);
+        pack(n, h, dim, {&output}, precise, [&](int i) {
+            kernels.rms_norm(x + static_cast<size_t>(outputs[i]) * dim, output_norm.data(), dim, config.norm_eps,
+                             h + static_cast<size_t>(i) * dim);
         });
         phases.end(thread, "head norm");
-        multiply(thread, n, {{&output, logits, precise}});
+        multiply(thread, n, precise, {{&output, logits}});
         phases.end(thread, "head");
         if (config.final_softcap == 0) return;
         constexpr int kRun = 8192;
@@ -514,12 +562,13 @@ size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads) {
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
     const Widths w(config);
-    auto input = [](size_t n_cols) { return n_cols / 4 + 3 * (n_cols / 32) + 2 * (n_cols / 16) + n_cols; };
+    auto input = [](size_t n_cols) { return n_cols / 4 + 3 * (n_cols / 32) + 2 * (n_cols / 16); };
     const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +  // rows
-                           2 * config.ropes.size() * w.half_head + 2 * input(w.in);
+                           2 * config.ropes.size() * w.half_head + 3 * input(w.in) + w.in;
     constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64
     const size_t row_partials = kMaxAttentionRows * partial_size(2 * w.half_head) * sizeof(float);
-    return numbers * sizeof(float) * n_batch + n_threads * (kScratchBytes + row_partials) + kRounding;
+    const size_t terms = term_numbers(n_batch) * sizeof(float);
+    return numbers * sizeof(float) * n_batch + n_threads * (kScratchBytes + row_partials + terms) + kRounding;
 }
 
 }  // namespace gemmart::cpu

@@ -133,7 +133,7 @@ std::vector<std::pair<std::string, double>> KernelBench::vectors() {
     const OwnedActivations packed(k, 1, kNumbers, [&](int) { return column; });
     volatile double seen = 0;  // of the kernels that only return
     const std::pair<const char*, std::function<void()>> all[] = {
-        {"quantize", [&] { k.quantize(&column, 1, kNumbers, packed.view.data); }},
+        {"quantize", [&] { k.quantize(&column, 1, 1, kNumbers, packed.view.data); }},
         {"rms_norm", [&] { k.rms_norm(x.data(), y.data(), kNumbers, 1e-6f, out.data()); }},
         {"add", [&] { k.add(out.data(), y.data(), kNumbers); }},
         {"scale", [&] { k.scale(out.data(), 1, kNumbers); }},

@@ -20,11 +20,7 @@ inline constexpr int kMaxHeadDim = 1024;
 
 // What some ranges add to a row: Σ weight · value [head_dim, rounded up to 32], then m and Σ weight, where the weight
 // of a score is exp(score − m) and m the largest score.
-<<<<<<< HEAD
-constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
-=======
 static constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 16; }
->>>>>>> attention
 
 struct AttentionJob {
     KvType type;
@@ -46,28 +42,19 @@ struct AttentionJob {
 struct Kernels {
     const char* isa;
 
-    // One column group, w columns of n_cols numbers. d = max|x| / 127, q = round to nearest even (x / d); a block with
-    // a NaN or an infinity gets a d that is not finite, so that the fault reaches the logits; q is 0 where d is not a
-    // normal number.
-    void (*quantize)(const float* const* x, int w, int n_cols, const ActivationArrays& to);
-    // The same columns as x [n_cols][w].
+    // n columns of n_cols numbers, the columns from `to` on of a column group of width w. d = max|x| / 127, q = round
+    // to nearest even (x / d); a block with a NaN or an infinity gets a d that is not finite, so that the fault reaches
+    // the logits; q is 0 where d is not a normal number.
+    void (*quantize)(const float* const* x, int n, int w, int n_cols, const ActivationArrays& to);
+    // A column group of width w as x [n_cols][w].
     void (*interleave)(const float* const* x, int w, int n_cols, float* out);
 
-    // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c;
-    // where x.go_on says so, the sum begins with what out holds.
-<<<<<<< HEAD
+    // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c.
     // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (where half groups have scales: scale0 ·
     // Σ + scale1 · Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half
     // groups: twice, with ds16); groups in order. Σ (u − bias) q is exact. Float formats: the sum of a group of 32
     // columns in order, then added to the total; groups in order. Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 ·
     // Σ |offset · x|. out must not alias anything; nothing is written beyond row n_rows - 1.
-=======
-    // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) q (Q2_K, Q3_K, Q6_K: scale0 · Σ + scale1 ·
-    // Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half groups:
-    // twice, with ds16); groups in order. Σ (u − bias) q is exact. Float formats: the sum of a group of 32 columns in
-    // order, then added to the total; groups in order. Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset
-    // · x|. out must not alias anything; nothing is written beyond row n_rows - 1.
->>>>>>> attention
     void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch);
 

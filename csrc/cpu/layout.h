@@ -91,7 +91,6 @@ struct Activations {
     int n_tokens;
     int n_cols;
     ActivationArrays data;
-    bool go_on = false;  // a product adds to what stands in its output
 };
 
 static inline int column_group_width(int n_left) {
@@ -101,6 +100,11 @@ static inline int column_group_width(int n_left) {
 // The arrays from element `at` on, the beginning of a column group.
 static inline ActivationArrays arrays_at(const ActivationArrays& a, size_t at) {
     return {a.q + at, a.d + at / 32, a.ds32 + at / 32, a.ds16 + at / 16, a.s32 + at / 32, a.s16 + at / 16, a.x + at};
+}
+
+// The arrays from column c of a column group on.
+static inline ActivationArrays arrays_from(const ActivationArrays& a, int c) {
+    return {a.q + c * kGroup, a.d + c, a.ds32 + c, a.ds16 + c, a.s32 + c, a.s16 + c, a.x + c};
 }
 
 // Group g of column c in a column group of width w: its scale, and the sums of its halves' q.

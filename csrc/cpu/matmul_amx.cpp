@@ -133,7 +133,7 @@ struct AmxColumns {
                     const int row = span.row + i * kPanel;
                     AmxPanel<Unpacked<V, Source>> panel{span.panels + i * span.stride, span.n_cols / kGroup, group,
                                                         dots};
-                    panel.multiply({out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0 || x.go_on});
+                    panel.multiply({out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0});
                 }
             }
         });

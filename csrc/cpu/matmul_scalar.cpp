@@ -341,10 +341,7 @@ void matmul_integer(const Matrix& w, const Activations& x, int panel_begin, int 
         const int c1 = x.n_tokens - c0 < kSums ? x.n_tokens : c0 + kSums;
         for (int panel = panel_begin; panel < panel_end; ++panel) {
             for (int c = c0; c < c1; ++c)
-                for (int r = 0; r < kPanel; ++r) {
-                    const int row = panel * kPanel + r;
-                    sums[c - c0][r] = x.go_on && row < w.n_rows ? out[c * ld_out + row] : 0;
-                }
+                for (int r = 0; r < kPanel; ++r) sums[c - c0][r] = 0;
             for (int block = 0; block < n_blocks; ++block) {
                 const auto* p = reinterpret_cast<Bytes>(w.data + panel * w.stride + block * block_bytes);
                 bool fresh = true;
@@ -393,7 +390,7 @@ void multiply_float(int n_groups, const Activations& x, int row, int n_rows, flo
                 for (int r = 0; r < kPanel && row + r < n_rows; ++r) {
                     float part = 0;
                     for (int i = 0; i < kGroup; ++i) part += w[i][r] * column.x[(g * kGroup + i) * width];
-                    sum[r] = g || x.go_on ? sum[r] + part : part;
+                    sum[r] = g ? sum[r] + part : part;
                 }
             }
         }

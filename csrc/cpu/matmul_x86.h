@@ -449,7 +449,7 @@ void multiply_group(const Span& w, const Activations& x, int begin, float* out, 
         for (int panel = 0; panel < w.n_panels;) {
             const Bytes p = w.panels + panel * w.stride;
             const int row = w.row + panel * kPanel;
-            const Target to{out + (begin + c) * ld_out + row, ld_out, w.n_rows - row, w.k0 > 0 || x.go_on};
+            const Target to{out + (begin + c) * ld_out + row, ld_out, w.n_rows - row, w.k0 > 0};
             const bool whole = w.n_panels - panel >= T::kPanels;
             for (int lane = 0; lane < kPanel; lane += V::kLanes) {
                 if constexpr (T::kPanels == 1)

@@ -7,9 +7,9 @@
 namespace gemmart::cpu {
 namespace {
 
-void quantize_scalar(const float* const* x, int w, int n_cols, const ActivationArrays& to) {
+void quantize_scalar(const float* const* x, int n, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
-        for (int c = 0; c < w; ++c) {
+        for (int c = 0; c < n; ++c) {
             const float* block = x[c] + g * kGroup;
             uint32_t largest = 0;  // of the bits without sign: NaN > infinity > all finite numbers
             for (int i = 0; i < kGroup; ++i) {

@@ -18,9 +18,9 @@ int sum_of_16(const int8_t* q) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
 }
 
-void quantize(const float* const* x, int w, int n_cols, const ActivationArrays& to) {
+void quantize(const float* const* x, int n, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
-        for (int c = 0; c < w; ++c) {
+        for (int c = 0; c < n; ++c) {
             int8_t* q = to.q + (g * w + c) * kGroup;
             const float scale = round_to_int8(x[c] + g * kGroup, q);
             put_sums(to, g, w, c, scale, sum_of_16(q), sum_of_16(q + 16));
