@@ -239,7 +239,7 @@ struct CpuExecutor::Impl {
 
     // Phase: out [n, w.n_rows] = packed input × each matrix.
     void multiply(int thread, int n, bool terms, std::initializer_list<Product> products) {
-        constexpr int kItemsAThread = 12;
+        constexpr int kItemsAThread = 32;
         int n_panels = 0;
         for (const Product& p : products) n_panels += (p.w->n_rows + kPanel - 1) / kPanel;
         const int grain = std::max(n_panels / (pool.size() * kItemsAThread), n > kMaxWidth ? 8 : 1);

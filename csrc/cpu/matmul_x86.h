@@ -266,14 +266,17 @@ struct MXFP4 {
     }
 };
 
-// While group g is worked on: an eighth of the block that comes kAhead bytes later, into L2. The parts of a large block
-// are read side by side, which hides the stream from the hardware.
+// Sources whose blocks have just been unpacked.
+template <typename Source>
+constexpr bool kInScratch = requires { Source::kScaleBytes; };
+
+// While group g is worked on: a group's part of the block that comes kAhead bytes later, into L2. The parts of a large
+// block are read side by side, which hides the stream from the hardware.
 template <typename Source>
 GEMMART_INLINE void prefetch(Bytes p, int g) {
-    constexpr int kAhead = 3072;
-    if constexpr (Source::kColumns == kBlock)
-        for (int i = 0; i < Source::kBytes / 8; i += 64)
-            _mm_prefetch(p + kAhead + g * (Source::kBytes / 8) + i, _MM_HINT_T1);
+    constexpr int kAhead = 3072, kPart = Source::kBytes / (Source::kColumns / kGroup);
+    if constexpr (!kInScratch<Source>)
+        for (int i = 0; i < kPart; i += 64) _mm_prefetch(p + kAhead + g * kPart + i, _MM_HINT_T1);
 }
 
 // ---- Sources of float weights: load<K % 2>(panel, k) is column k.
