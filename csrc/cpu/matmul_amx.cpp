@@ -1,5 +1,6 @@
-// Matrix products with AMX: whole column groups of 16 tokens are multiplied a tile at a time, the rest as with AVX-512
-// VNNI. The integer sums are exact on both ways and the float chain behind them is the same, so the bits are too.
+// Matrix products with AMX. Of integer formats whole column groups of 16 tokens are multiplied a tile at a time, the
+// rest as with AVX-512 VNNI: the integer sums are exact on both ways and the float chain behind them is the same, so
+// the bits are too. BF16 goes through tiles always; F16 and F32 as with AVX-512.
 #include "cpu/matmul_amx_bf16.h"
 
 namespace gemmart::cpu {

@@ -119,12 +119,9 @@ void multiply_terms(const uint16_t* terms, int n_tokens, Bytes panels, size_t st
     float* const end = to.out + (P - 1) * kPanel;
     const int n_last = to.n_rows - (P - 1) * kPanel;
     const auto sums = [&](int p) { return p == P - 1 && n_last < kPanel ? last : to.out + p * kPanel; };
-    const auto sum_stride = [&](int p) {
-        return (p == P - 1 && n_last < kPanel ? kPanel : to.ld) * sizeof(float);
-    };
+    const auto sum_stride = [&](int p) { return (p == P - 1 && n_last < kPanel ? kPanel : to.ld) * sizeof(float); };
     if (to.go_on && n_last < kPanel)
-        for (int c = 0; c < n_tokens; ++c)
-            Avx512::store(last + c * kPanel, Avx512::load_some(end + c * to.ld, n_last));
+        for (int c = 0; c < n_tokens; ++c) Avx512::store(last + c * kPanel, Avx512::load_some(end + c * to.ld, n_last));
     unroll<P>([&](auto p) __attribute__((always_inline)) {
         if (to.go_on)
             load_tile<p.value>(sums(p.value), sum_stride(p.value));
@@ -145,12 +142,9 @@ void multiply_terms(const uint16_t* terms, int n_tokens, Bytes panels, size_t st
             multiply_tiles<kPanelTile, 5, kRight>();
         });
     }
-    unroll<P>([&](auto p) __attribute__((always_inline)) {
-        store_tile<p.value>(sums(p.value), sum_stride(p.value));
-    });
+    unroll<P>([&](auto p) __attribute__((always_inline)) { store_tile<p.value>(sums(p.value), sum_stride(p.value)); });
     if (n_last < kPanel)
-        for (int c = 0; c < n_tokens; ++c)
-            Avx512::store_some(end + c * to.ld, Avx512::load(last + c * kPanel), n_last);
+        for (int c = 0; c < n_tokens; ++c) Avx512::store_some(end + c * to.ld, Avx512::load(last + c * kPanel), n_last);
 }
 
 inline void matmul_bf16(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out,
