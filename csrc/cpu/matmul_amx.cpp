@@ -1,6 +1,7 @@
-// Matrix products with AMX: whole column groups of 16 tokens are multiplied a tile at a time, the rest as with AVX-512
-// VNNI. The integer sums are exact on both ways and the float chain behind them is the same, so the bits are too.
-#include "cpu/matmul_avx512.h"
+// Matrix products with AMX. Of integer formats whole column groups of 16 tokens are multiplied a tile at a time, the
+// rest as with AVX-512 VNNI: the integer sums are exact on both ways and the float chain behind them is the same, so
+// the bits are too. BF16 goes through tiles always; F16 and F32 as with AVX-512.
+#include "cpu/matmul_amx_bf16.h"
 
 namespace gemmart::cpu {
 namespace {
@@ -141,8 +142,14 @@ struct AmxColumns {
     }
 };
 
+void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+            std::byte* scratch) {
+    auto* multiply = w.dtype == DType::BF16 ? matmul_bf16 : matmul_x86<Avx512, AmxColumns>;
+    multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
+}
+
 }  // namespace
 
-void fill_matmul_amx(Kernels& k) { k.matmul = matmul_x86<Avx512, AmxColumns>; }
+void fill_matmul_amx(Kernels& k) { k.matmul = matmul; }
 
 }  // namespace gemmart::cpu

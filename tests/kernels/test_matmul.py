@@ -146,6 +146,18 @@ def test_token_counts_give_the_same_bits(isa, name, packed, rng):
 
 @every_isa
 @every_matrix
+@pytest.mark.parametrize(("n_tokens", "n_cols"), [(300, 1280), (34, 4864)])
+def test_more_than_scratch_holds_at_a_time(isa, name, packed, n_tokens, n_cols, rng):
+    weights = random_weights(name, rng, 17, n_cols)
+    x = rng.standard_normal((n_tokens, n_cols)).astype(np.float32)
+    check(isa, name, weights, x, packed)
+    together = product(isa, name, weights, x, packed=packed)
+    for i in (0, 17, n_tokens - 1):
+        np.testing.assert_array_equal(product(isa, name, weights, x[i : i + 1], packed=packed)[0], together[i])
+
+
+@every_isa
+@every_matrix
 @pytest.mark.parametrize("n_rows", [1, 15, 16, 17, 33, 64])
 def test_row_counts_give_the_same_bits(isa, name, packed, n_rows, rng):
     weights = random_weights(name, rng, 250, 256)
