@@ -270,13 +270,16 @@ struct MXFP4 {
 template <typename Source>
 constexpr bool kInScratch = requires { Source::kScaleBytes; };
 
-// While group g is worked on: a group's part of the block that comes kAhead bytes later, into L2. The parts of a large
-// block are read side by side, which hides the stream from the hardware.
+// While group g is worked on: a group's part of the block that comes kFar bytes later into L2, and of that which comes
+// kNear later into L1. The parts of a large block are read side by side, which hides the stream from the hardware.
 template <typename Source>
 GEMMART_INLINE void prefetch(Bytes p, int g) {
-    constexpr int kAhead = 3072, kPart = Source::kBytes / (Source::kColumns / kGroup);
+    constexpr int kFar = 4096, kNear = 1024, kPart = Source::kBytes / (Source::kColumns / kGroup);
     if constexpr (!kInScratch<Source>)
-        for (int i = 0; i < kPart; i += 64) _mm_prefetch(p + kAhead + g * kPart + i, _MM_HINT_T1);
+        for (int i = g * kPart; i < (g + 1) * kPart; i += 64) {
+            _mm_prefetch(p + kFar + i, _MM_HINT_T1);
+            _mm_prefetch(p + kNear + i, _MM_HINT_T0);
+        }
 }
 
 // ---- Sources of float weights: load<K % 2>(panel, k) is column k.
