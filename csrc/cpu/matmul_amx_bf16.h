@@ -1,8 +1,9 @@
-// Products of BF16 weights in tiles, for any number of columns. A number x of the activations is the sum of two
-// bfloat16 terms, high = bf16(x) and low = bf16(x − high), 16 bits together; the products of each are exact in float32.
-// A group of 32 columns of a panel is a right-hand tile as it stands. Each sum is one chain in order of the column: a
-// group's low terms, then its high ones. A row of a tile depends on no other row, so the bits are the same with any
-// number of columns. tdpbf16ps rounds to nearest even and takes subnormal numbers for zero, whatever MXCSR says.
+// Products of BF16 weights in tiles, for any number of columns. A number x of the activations is the sum of three
+// bfloat16 terms, each what the ones before it leave, 24 bits together as float32 has; the products of each are exact
+// in float32. A group of 32 columns of a panel is a right-hand tile as it stands. Each sum is one chain in order of the
+// column: a group's low terms, then its middle and its high ones. A row of a tile depends on no other row, so the bits
+// are the same with any number of columns. tdpbf16ps rounds to nearest even and takes subnormal numbers for zero,
+// whatever MXCSR says.
 #pragma once
 
 #include "cpu/matmul_avx512.h"
@@ -10,7 +11,7 @@
 namespace gemmart::cpu {
 namespace {
 
-constexpr int kTileTokens = 16;
+constexpr int kTileTokens = 16, kTerms = 3;
 constexpr int kTermChunk = 256;                           // tokens whose terms stand in scratch
 constexpr size_t kTermBytes = kScratchBytes / 2;          // of those; the other half takes packed panels
 constexpr int kTermRun = 4096;                            // columns at a time, at most
@@ -19,7 +20,7 @@ constexpr int kPackedPanels = 4;                          // those packed at a t
 constexpr size_t kPairBytes = kPanel * sizeof(uint32_t);  // two columns of a panel; a row of 32 terms has as many
 static_assert(kPackedPanels * kTermRun / 2 * kPairBytes <= kScratchBytes - kTermBytes);
 
-// Tiles 0-3 take sums [n_tokens][16 rows], 4 and 5 the low and the high terms [n_tokens][32 columns], 6 and 7 weights
+// Tiles 0-3 take sums [n_tokens][16 rows], 4 to 6 the terms [n_tokens][32 columns], low ones first, 7 weights
 // [16 pairs of columns][16 rows][2]. They belong to this thread while the object lives.
 struct TermTiles {
     explicit TermTiles(int n_tokens) {
@@ -28,7 +29,7 @@ struct TermTiles {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t n_rows[16];
-        } config{.n_rows = {n, n, n, n, n, n, 16, 16}};
+        } config{.n_rows = {n, n, n, n, n, n, n, 16}};
         _tile_loadconfig(&config);
     }
     ~TermTiles() { _tile_release(); }
@@ -86,7 +87,8 @@ GEMMART_INLINE void transpose(__m512 (&v)[16]) {
     }
 }
 
-// terms [n_cols / 32][low, high][n_tokens][32] <- a column group x [n_cols][width] as tokens `token` and following.
+// terms [n_cols / 32][low, middle, high][n_tokens][32] <- a column group x [n_cols][width] as tokens `token` and
+// following.
 inline void split(const float* x, int width, int n_cols, uint16_t* terms, int n_tokens, int token) {
     const auto store = [](uint16_t* to, __m256bh term) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)term);
@@ -100,12 +102,15 @@ inline void split(const float* x, int width, int n_cols, uint16_t* terms, int n_
             for (int i = 0; i < 16; ++i) v[i] = Avx512::load_some(x + (k + i) * width, width);
             transpose(v);
         }
-        uint16_t* low = terms + (k / kGroup * 2 * n_tokens + token) * kGroup + k % kGroup;
+        uint16_t* low = terms + (k / kGroup * kTerms * n_tokens + token) * kGroup + k % kGroup;
         for (int c = 0; c < width; ++c) {
-            const __m256bh high = _mm512_cvtneps_pbh(v[c]);
-            const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)high), 16));
-            store(low + c * kGroup, _mm512_cvtneps_pbh(_mm512_sub_ps(v[c], rounded)));
-            store(low + (n_tokens + c) * kGroup, high);
+            __m512 rest = v[c];
+            for (int term = kTerms - 1; term >= 0; --term) {
+                const __m256bh rounded = _mm512_cvtneps_pbh(rest);
+                store(low + (term * n_tokens + c) * kGroup, rounded);
+                const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)rounded), 16);
+                rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(bits));
+            }
         }
     }
 }
@@ -129,17 +134,19 @@ void multiply_terms(const uint16_t* terms, int n_tokens, Bytes panels, size_t st
             __asm__ volatile("tilezero %%tmm%c[tile]" : : [tile] "i"(p.value));
     });
     const size_t term_elements = static_cast<size_t>(n_tokens) * kGroup;
-    for (int k = 0; k < n_cols; k += kGroup, terms += 2 * term_elements, panels += kGroup / 2 * kPairBytes) {
+    for (int k = 0; k < n_cols; k += kGroup, terms += kTerms * term_elements, panels += kGroup / 2 * kPairBytes) {
         load_tile<4>(terms, kPairBytes);
         load_tile<5>(terms + term_elements, kPairBytes);
+        load_tile<6>(terms + 2 * term_elements, kPairBytes);
         unroll<P>([&](auto p) __attribute__((always_inline)) {
-            constexpr int kPanelTile = p.value, kRight = 6 + kPanelTile % 2;
+            constexpr int kPanelTile = p.value, kRight = 7;
             const Bytes weights = panels + kPanelTile * stride;
             if (first_time)
                 for (int i = 0; i < kGroup / 2; ++i) _mm_prefetch(weights + kAhead + i * kPairBytes, _MM_HINT_T1);
             load_tile<kRight>(weights, kPairBytes);
             multiply_tiles<kPanelTile, 4, kRight>();
             multiply_tiles<kPanelTile, 5, kRight>();
+            multiply_tiles<kPanelTile, 6, kRight>();
         });
     }
     unroll<P>([&](auto p) __attribute__((always_inline)) { store_tile<p.value>(sums(p.value), sum_stride(p.value)); });
@@ -152,13 +159,14 @@ inline void matmul_bf16(const Matrix& w, const Activations& x, int panel_begin, 
     auto* terms = reinterpret_cast<uint16_t*>(scratch);
     std::byte* packed = scratch + kTermBytes;
     const int chunk = least(x.n_tokens, kTermChunk);
-    const int run = least(kTermRun, static_cast<int>(kTermBytes / sizeof(uint32_t)) / chunk / kGroup * kGroup);
+    const int run =
+        least(kTermRun, static_cast<int>(kTermBytes / (kTerms * sizeof(uint16_t))) / chunk / kGroup * kGroup);
     const int block = w.packed ? kTermPanels : kPackedPanels;
     for (int from = 0; from < x.n_tokens; from += chunk) {
         const int n_tokens = least(chunk, x.n_tokens - from);
         for (int k = 0; k < w.n_cols; k += run) {
             const int n_cols = least(run, w.n_cols - k);
-            const auto terms_of = [&](int token) { return terms + static_cast<size_t>(token) * 2 * n_cols; };
+            const auto terms_of = [&](int token) { return terms + static_cast<size_t>(token) * kTerms * n_cols; };
             for (int token = 0, width; token < n_tokens; token += width) {
                 width = column_group_width(n_tokens - token);
                 const int tile = token / kTileTokens * kTileTokens;
