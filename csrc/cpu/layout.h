@@ -3,8 +3,9 @@
 //
 // WEIGHTS stand in panels of kPanel = 16 rows, so that a vector lane belongs to one output row and nothing is ever
 // summed across lanes. A panel is the sequence of its blocks in order of column; a packed block holds kPanel blocks of
-// the file, permuted: no number is changed and no byte added. "Slot" s of a group of 32 columns is its columns 4s …
-// 4s+3 for all rows: [16 rows][4].
+// the file, permuted: no number is changed and no byte added. What is used first stands first, so that the hardware
+// sees one stream: it reads ahead better than any prefetch instruction. "Slot" s of a group of 32 columns is its
+// columns 4s … 4s+3 for all rows: [16 rows][4].
 //
 // clang-format off
 //   Q4_0    d f16[16] | qs [4 slots][16][4]: slot s < 4: low nibbles of qs[s]; slot s >= 4: high nibbles of qs[s - 4]
@@ -15,15 +16,16 @@
 //   IQ4_NL  as Q4_0; a nibble is the number of a level
 //   Q2_K    d f16[16] | dmin f16[16] | sc [16 half groups][16]: low nibble scale, high nibble minimum | qs [2 halves][8][16][4]
 //           group g = 4 h + j: slot s: two bits 2 j of qs[h][s]; half group 2 g + (s >= 4)
-//   Q3_K    d f16[16] | sc_lo [8][16] | sc_hi [4][16] | qh u64 [8 groups][8 slots] | qs as Q2_K: bit 2 from qh
+//   Q3_K    d f16[16] | sc_lo [8][16] | sc_hi [4][16] | 2 halves of: qh u64 [4 groups][8 slots] | qs [8][16][4] as Q2_K: bit 2
+//           from qh
 //           16 half groups i: scale + 32 = (nibble i / 8 of sc_lo[i % 8]) | (two bits 2 (i / 4) of sc_hi[i % 4]) << 4
 //   Q4_K    d f16[16] | dmin f16[16] | sc_lo [4][16] | m_lo [4][16] | sc_hi [2][16] | m_hi [2][16] | qs [4 pairs][8 slots][16][4]
 //           8 groups g: scale = (nibble g & 1 of sc_lo[g / 2]) | (two bits 2 (g % 4) of sc_hi[g / 4]) << 4, the minimum
 //           likewise; slot s of group g: nibble g & 1 of qs[g / 2][s]
-//   Q5_K    as Q4_K, with qh u64 [8 groups][8 slots] before qs
-//   Q6_K    d f16[16] | sc int8 [16 half groups][16] | ql [2 halves][16][16][4] | qh [2 halves][8][16][4]
-//           group g = 4 h + j: slot s: nibble j >> 1 of ql[h][8 (j & 1) + s], two bits 2 j of qh[h][s]; half group
-//           2 g + (s >= 4)
+//   Q5_K    as Q4_K to m_hi, then 4 pairs of: qh u64 [2 groups][8 slots] | qs [8 slots][16][4]
+//   Q6_K    d f16[16] | sc int8 [16 half groups][16] | 2 halves of: [8 slots] of (ql [16][4] | qh [16][4]) | ql [8 slots][16][4]
+//           group g = 4 h + j: slot s: nibble j >> 1 of the half's ql number 8 (j & 1) + s, two bits 2 j of its qh[s]; half
+//           group 2 g + (s >= 4)
 //   IQ4_XS  d f16[16] | sc_lo [4][16] | sc_hi [2][16] | qs [8 groups] as Q4_0: scale - 32 as Q4_K, levels as IQ4_NL
 //   IQ1_S   d f16[16] | qs u32 [8 groups][16] | qh u16 [8][16]: both as in the file
 //   IQ1_M   scales u16 [4][16] | qh u16 [8 groups][16] | qs u32 [8][16]: all as in the file

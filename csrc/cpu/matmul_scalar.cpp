@@ -84,7 +84,8 @@ void unpack_q2_k(Bytes p, Unpacked& out) {
 void unpack_q3_k(Bytes p, Unpacked& out) {
     for (int g = 0; g < 8; ++g)
         for (int i = 0; i < 512; ++i)
-            out.u[512 * g + i] = two_bits(p + 736 + g / 4 * 512 + i, g % 4) | bit_at(p + 224 + 64 * g, i) << 2;
+            out.u[512 * g + i] =
+                two_bits(p + 480 + g / 4 * 768 + i, g % 4) | bit_at(p + 224 + g / 4 * 768 + 64 * (g % 4), i) << 2;
     for (int s = 0; s < 16; ++s)
         for (int r = 0; r < kPanel; ++r) {
             const int six = nibble(p + 32 + s % 8 * kPanel + r, s / 8) | two_bits(p + 160 + s % 4 * kPanel + r, s / 4)
@@ -111,15 +112,18 @@ void unpack_q5_k(Bytes p, Unpacked& out) {
     unpack_k_scales(p, out);
     for (int g = 0; g < 8; ++g)
         for (int i = 0; i < 512; ++i)
-            out.u[512 * g + i] = nibble(p + 768 + g / 2 * 512 + i, g & 1) | bit_at(p + 256 + 64 * g, i) << 4;
+            out.u[512 * g + i] =
+                nibble(p + 384 + g / 2 * 640 + i, g & 1) | bit_at(p + 256 + g / 2 * 640 + 64 * (g & 1), i) << 4;
 }
 
 void unpack_q6_k(Bytes p, Unpacked& out) {
     for (int g = 0; g < 8; ++g) {
-        const int h = g / 4, j = g % 4;
-        for (int i = 0; i < 512; ++i)
-            out.u[512 * g + i] =
-                nibble(p + 288 + h * 1024 + (j & 1) * 512 + i, j >> 1) | ((p[2336 + h * 512 + i] >> 2 * j) & 3) << 4;
+        const int j = g % 4;
+        const Bytes half = p + 288 + g / 4 * 1536;
+        for (int i = 0; i < 512; ++i) {
+            const Bytes both = half + i / 64 * 128 + i % 64;  // low bits of the first 8 slots, then high ones
+            out.u[512 * g + i] = nibble(j & 1 ? half + 1024 + i : both, j >> 1) | two_bits(both + 64, j) << 4;
+        }
     }
     for (int s = 0; s < 16; ++s)
         for (int r = 0; r < kPanel; ++r) {

@@ -155,8 +155,9 @@ struct Q3_K {
     static constexpr bool kOffset = false;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
-        return V::template with_bit<2>(Q2_K<V>::template slot<J, S>(p + 416, g, lane),
-                                       p + 224 + (8 * g + S) * 8 + lane / 2);
+        const Bytes half = p + 224 + g / 4 * 768;
+        return V::template with_bit<2>(V::template two_bits<J>(V::load_bytes(half + 256 + S * 64 + 4 * lane)),
+                                       half + (8 * J + S) * 8 + lane / 2);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 16>& out) {
         const auto d = V::halves(p + 2 * lane);
@@ -195,8 +196,9 @@ struct Q5_K {
     static constexpr bool kOffset = true;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
-        return V::template with_bit<4>(Q4_K<V>::template slot<J, S>(p + 512, g, lane),
-                                       p + 256 + (8 * g + S) * 8 + lane / 2);
+        const Bytes pair = p + 256 + g / 2 * 640;
+        const auto v = V::load_bytes(pair + 128 + S * 64 + 4 * lane);
+        return V::template with_bit<4>(J ? V::high_nibble(v) : V::low_nibble(v), pair + (8 * J + S) * 8 + lane / 2);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 8>& out) { Q4_K<V>::scales(p, lane, out); }
 };
@@ -226,8 +228,9 @@ struct Q6_K {
     static constexpr bool kOffset = false;
     template <int J, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int g, int lane) {
-        const auto v = V::load_bytes(p + 288 + g / 4 * 1024 + (8 * (J & 1) + S) * 64 + 4 * lane);
-        const auto high = V::load_bytes(p + 2336 + g / 4 * 512 + S * 64 + 4 * lane);
+        const Bytes half = p + 288 + g / 4 * 1536 + 4 * lane;
+        const auto v = V::load_bytes(half + (J & 1 ? 1024 + S * 64 : S * 128));
+        const auto high = V::load_bytes(half + S * 128 + 64);
         return V::template with_bits45<J>(J >> 1 ? V::high_nibble(v) : V::low_nibble(v), high);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, 16>& out) {
@@ -265,22 +268,6 @@ struct MXFP4 {
         out.scale[0] = V::powers(V::lane_bytes(p + lane));
     }
 };
-
-// Sources whose blocks have just been unpacked.
-template <typename Source>
-constexpr bool kInScratch = requires { Source::kScaleBytes; };
-
-// While group g is worked on: a group's part of the block that comes kFar bytes later into L2, and of that which comes
-// kNear later into L1. The parts of a large block are read side by side, which hides the stream from the hardware.
-template <typename Source>
-GEMMART_INLINE void prefetch(Bytes p, int g) {
-    constexpr int kFar = 4096, kNear = 1024, kPart = Source::kBytes / (Source::kColumns / kGroup);
-    if constexpr (!kInScratch<Source>)
-        for (int i = g * kPart; i < (g + 1) * kPart; i += 64) {
-            _mm_prefetch(p + kFar + i, _MM_HINT_T1);
-            _mm_prefetch(p + kNear + i, _MM_HINT_T0);
-        }
-}
 
 // ---- Sources of float weights: load<K % 2>(panel, k) is column k.
 
@@ -345,7 +332,6 @@ struct IntegerTile {
             for (int turn = 0; turn < kGroups; turn += Source::kTurn)
                 unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
                     constexpr int J = decltype(j)::value;
-                    prefetch<Source>(panel, turn + J);
                     typename V::F t[C];
                     unroll<kParts>([&](auto part) __attribute__((always_inline)) {
                         constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;

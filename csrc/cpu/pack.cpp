@@ -178,8 +178,13 @@ void pack_q3_k(const std::byte* const* rows, std::byte* dst) {
     gather<uint16_t>(rows, offsetof(BlockQ3_K, d), dst);
     // with 2 bytes before them, so that 16 are read within the block
     transpose_bytes(rows, offsetof(BlockQ3_K, scales) - 2, 2, 12, dst + 32);
-    pack_high_bits(rows, offsetof(BlockQ3_K, hmask), dst + 224);
-    transpose<uint32_t>(rows, offsetof(BlockQ3_K, qs), 16, dst + 736);
+    std::byte bits[2][256];
+    pack_high_bits(rows, offsetof(BlockQ3_K, hmask), bits[0]);
+    for (int half = 0; half < 2; ++half) {
+        std::byte* to = dst + 224 + half * 768;
+        std::memcpy(to, bits[half], 256);
+        transpose<uint32_t>(rows, offsetof(BlockQ3_K, qs) + half * 32, 8, to + 256);
+    }
 }
 
 // d, dmin and the 6-bit scales and minimums that Q4_K and Q5_K share: 256 bytes
@@ -213,15 +218,29 @@ void pack_q4_k(const std::byte* const* rows, std::byte* dst) {
 
 void pack_q5_k(const std::byte* const* rows, std::byte* dst) {
     pack_k_scales(rows, offsetof(BlockQ5_K, d), offsetof(BlockQ5_K, dmin), offsetof(BlockQ5_K, scales), dst);
-    pack_high_bits(rows, offsetof(BlockQ5_K, qh), dst + 256);
-    transpose<uint32_t>(rows, offsetof(BlockQ5_K, qs), 32, dst + 768);
+    std::byte bits[4][128];
+    pack_high_bits(rows, offsetof(BlockQ5_K, qh), bits[0]);
+    for (int pair = 0; pair < 4; ++pair) {
+        std::byte* to = dst + 256 + pair * 640;
+        std::memcpy(to, bits[pair], 128);
+        transpose<uint32_t>(rows, offsetof(BlockQ5_K, qs) + pair * 32, 8, to + 128);
+    }
 }
 
 void pack_q6_k(const std::byte* const* rows, std::byte* dst) {
     gather<uint16_t>(rows, offsetof(BlockQ6_K, d), dst);
     transpose<uint8_t>(rows, offsetof(BlockQ6_K, scales), 16, dst + 32);
-    transpose<uint32_t>(rows, offsetof(BlockQ6_K, ql), 32, dst + 288);
-    transpose<uint32_t>(rows, offsetof(BlockQ6_K, qh), 16, dst + 2336);
+    for (int half = 0; half < 2; ++half) {
+        std::byte* to = dst + 288 + half * 1536;
+        std::byte low[8][64], high[8][64];
+        transpose<uint32_t>(rows, offsetof(BlockQ6_K, ql) + half * 64, 8, low[0]);
+        transpose<uint32_t>(rows, offsetof(BlockQ6_K, qh) + half * 32, 8, high[0]);
+        for (int s = 0; s < 8; ++s) {
+            std::memcpy(to + s * 128, low[s], 64);
+            std::memcpy(to + s * 128 + 64, high[s], 64);
+        }
+        transpose<uint32_t>(rows, offsetof(BlockQ6_K, ql) + half * 64 + 32, 8, to + 1024);
+    }
 }
 
 void pack_iq4_xs(const std::byte* const* rows, std::byte* dst) {
