@@ -44,10 +44,11 @@ const FormatInfo& format_named(const std::string& name) {
 }
 
 // Activations of x [n_tokens, n_cols], packed by one ISA's kernels.
-OwnedActivations pack(const Kernels& kernels, const Floats& x) {
+OwnedActivations pack(const Kernels& kernels, const Floats& x, bool two_terms) {
     check<std::invalid_argument>(x.ndim() == 2 && x.shape(1) % kGroup == 0,
                                  "x must be [n_tokens, n_cols], n_cols a multiple of ", kGroup);
-    return {kernels, static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)), [&](int i) { return x.data(i, 0); }};
+    return {kernels, static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)), two_terms,
+            [&](int i) { return x.data(i, 0); }};
 }
 
 // Rows of a format, packed into panels where the format has a packed layout and `packed` asks for it.
@@ -81,9 +82,9 @@ struct Weights {
 };
 
 Floats matmul(const std::string& isa, const std::string& format, const Raw& weights, const Floats& x, bool packed,
-              std::vector<int> panels) {
+              bool two_terms, std::vector<int> panels) {
     const Kernels& kernels = kernels_for(isa);
-    const OwnedActivations activations = pack(kernels, x);
+    const OwnedActivations activations = pack(kernels, x, two_terms);
     Weights w(format_named(format), weights, activations.view.n_cols, packed);
     const int n_panels = (w.view.n_rows + kPanel - 1) / kPanel;
     if (panels.empty()) panels = {0, n_panels};
@@ -103,8 +104,8 @@ Floats matmul(const std::string& isa, const std::string& format, const Raw& weig
     return out;
 }
 
-py::dict quantize(const std::string& isa, const Floats& x) {
-    const OwnedActivations packed = pack(kernels_for(isa), x);
+py::dict quantize(const std::string& isa, const Floats& x, bool two_terms) {
+    const OwnedActivations packed = pack(kernels_for(isa), x, two_terms);
     const int n_tokens = packed.view.n_tokens, n_cols = packed.view.n_cols;
     // Back to one row a token.
     auto rows = [&](const auto& from, int elements, int unit) {
@@ -121,6 +122,7 @@ py::dict quantize(const std::string& isa, const Floats& x) {
     };
     py::dict out;
     out["q"] = rows(packed.q, n_cols, kGroup);
+    if (two_terms) out["q_low"] = rows(packed.q_low, n_cols, kGroup);
     out["d"] = rows(packed.d, n_cols / 32, 1);
     out["ds32"] = rows(packed.ds32, n_cols / 32, 1);
     out["ds16"] = rows(packed.ds16, n_cols / 16, 1);
@@ -250,11 +252,12 @@ void register_kernels(py::module_& parent) {
         "has_panels", [](const std::string& format) { return panel_bytes(format_named(format).dtype, kBlock) != 0; },
         py::arg("format"), "Whether the format has a packed layout.");
     m.def("matmul", matmul, py::arg("isa"), py::arg("format"), py::arg("weights"), py::arg("x"), py::kw_only(),
-          py::arg("packed") = true, py::arg("panels") = std::vector<int>{},
+          py::arg("packed") = true, py::arg("two_terms") = false, py::arg("panels") = std::vector<int>{},
           "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
           "then a red zone of NaN.");
-    m.def("quantize", quantize, py::arg("isa"), py::arg("x"),
-          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, s32, s16, x}, a row a token (csrc/cpu/layout.h).");
+    m.def("quantize", quantize, py::arg("isa"), py::arg("x"), py::kw_only(), py::arg("two_terms") = false,
+          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, s32, s16, x}, with two terms q_low too, a row a token "
+          "(csrc/cpu/layout.h).");
     m.def(
         "rms_norm",
         [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {

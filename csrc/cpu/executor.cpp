@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <map>
@@ -32,17 +33,16 @@ struct Tile {
 struct Piece {
     Tile tile;
     int range_begin, range_end;
-    // Of a tile whose ranges are pieces of their own: their number, where its partials [n_kv_heads, rows, n_split]
-    // stand and which of n_split this is.
-    int n_split;
+    // Of a tile whose ranges are pieces of their own: their number, which of n_split this is, which split tile it is
+    // and where its partials [n_kv_heads, rows, n_split] stand.
+    int n_split, index, split_tile;
     size_t first_partial;
-    int index;
 };
 
 // The attention of a batch in all layers of one window.
 struct AttentionWork {
     std::vector<Piece> pieces;
-    std::vector<Piece> split;  // tiles with several pieces
+    std::vector<std::atomic<int>> left;  // [split tiles, n_kv_heads]: pieces that are not done; the last one merges
 };
 
 struct Product {
@@ -61,7 +61,8 @@ std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
 }
 
 struct Widths {
-    int q = 0, kv = 0, ffn = 0, in = 0;  // the widest layer's; `in`: widest input of a product
+    int q = 0, kv = 0, ffn = 0;  // the widest layer's
+    int in = 0;                  // the widest input of all products but the last of a layer
     int n_heads = 0, half_head = 0;
 
     explicit Widths(const Config& config) {
@@ -72,16 +73,98 @@ struct Widths {
             n_heads = std::max(n_heads, l.n_heads);
             half_head = std::max(half_head, l.head_dim / 2);
         }
-        in = std::max({config.dim, q, ffn});
+        in = std::max(config.dim, q);
     }
 };
 
-// Of the products with both terms that a thread computes before it adds them.
-size_t term_numbers(int n_batch) { return std::max<size_t>(2 * n_batch * kPanel * 8, 1 << 17); }
+// Tokens of a segment that are few: its attention is split by ranges, since the work is reading the cache.
+constexpr int kFewTokens = 8;
+// Panels of gate and up that a thread computes before it applies the activation.
+constexpr int kChunkPanels = 8, kChunkRows = kChunkPanels * kPanel;
+
+// All that a pass writes.
+struct Buffers {
+    float *x, *h;                               // [n_batch, dim]: the residual stream; its norm
+    float *proj, *attended;                     // [n_batch, dim], [n_batch, widths.q]
+    float *q, *k, *v;                           // [n_batch, widths.q], [n_batch, widths.kv] twice
+    float *cosines, *sines;                     // [n_ropes, n_batch, widths.half_head]
+    ActivationArrays input;                     // of the next products [n_batch, widths.in]
+    ActivationArrays act;                       // of the last product of a layer [n_batch, widths.ffn]
+    std::vector<std::byte*> scratch;            // a thread
+    std::vector<float*> row_partials;           // a thread: [kMaxAttentionRows][partial_size]
+    std::vector<float*> queries;                // a thread: [kMaxAttentionRows][head_dim]
+    std::vector<std::array<float*, 2>> chunks;  // a thread: gate and up [n_batch, kChunkRows]
+
+    // take(bytes): where they stand. Called once to count them, and once to have them.
+    template <typename Take>
+    Buffers(const Config& config, size_t n_batch, int n_threads, Take take) {
+        const Widths w(config);
+        const auto floats = [&](size_t count) { return reinterpret_cast<float*>(take(count * sizeof(float))); };
+        const auto sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count * sizeof(int32_t))); };
+        const auto bytes = [&](size_t count) { return reinterpret_cast<int8_t*>(take(count)); };
+        const auto activations = [&](size_t n) {
+            return ActivationArrays{bytes(n),       bytes(n),     floats(n / 32), floats(n / 32),
+                                    floats(n / 16), sums(n / 32), sums(n / 16),   floats(n)};
+        };
+        x = floats(n_batch * config.dim), h = floats(n_batch * config.dim);
+        proj = floats(n_batch * config.dim), attended = floats(n_batch * w.q);
+        q = floats(n_batch * w.q), k = floats(n_batch * w.kv), v = floats(n_batch * w.kv);
+        cosines = floats(config.ropes.size() * n_batch * w.half_head);
+        sines = floats(config.ropes.size() * n_batch * w.half_head);
+        input = activations(n_batch * w.in), act = activations(n_batch * w.ffn);
+        for (int i = 0; i < n_threads; ++i) {
+            scratch.push_back(take(kScratchBytes));
+            row_partials.push_back(floats(kMaxAttentionRows * partial_size(2 * w.half_head)));
+            queries.push_back(floats(kMaxAttentionRows * 2 * w.half_head));
+            chunks.push_back({floats(n_batch * kChunkRows), floats(n_batch * kChunkRows)});
+        }
+    }
+};
+
+// Panels of w from panel `first` on.
+Matrix panels_from(Matrix w, int first) {
+    w.data += first * w.stride * (w.packed ? 1 : kPanel);
+    w.n_rows -= first * kPanel;
+    return w;
+}
+
+// The column group that column i of n belongs to.
+struct ColumnGroup {
+    int begin, width;
+};
+ColumnGroup column_group(int n, int i) {
+    ColumnGroup group{i / kMaxWidth * kMaxWidth, 0};
+    for (;; group.begin += group.width) {
+        group.width = column_group_width(n - group.begin);
+        if (i < group.begin + group.width) return group;
+    }
+}
+
+// What makes the input of the next products of rows: item(i) for i in [0, n_items).
+template <typename Item>
+struct RowWork {
+    const char* name;
+    int n_items;
+    Item item;
+};
+constexpr struct {
+    const char* name = "";
+    int n_items = 0;
+    void item(int) const {}
+} kNothing;
+
+ActivationArrays with_terms(ActivationArrays arrays, bool two) {
+    if (!two) arrays.q_low = nullptr;
+    return arrays;
+}
 
 }  // namespace
 
 // Every method with "phase" in its comment is called by all threads of the pool with the same arguments.
+//
+// A layer has five phases: query, key and value | attention | output | gate and up | down. What stands between the
+// products, a row at a time, is done by whoever ends the phase before; only where several rows share it out it is a
+// phase of its own.
 struct CpuExecutor::Impl {
     std::shared_ptr<const GgufFile> file;
     const Config config;
@@ -91,30 +174,27 @@ struct CpuExecutor::Impl {
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
-    Arena buffers;
+    Arena arena;
+    Buffers buffers;
     std::vector<Layer> layers;
     std::vector<float> output_norm;
     Matrix output;
     std::unique_ptr<const Weights> weights;
-
-    // Rows of the batch.
-    float *x, *h, *proj;     // [n_batch, dim], [n_batch, widths.in], [n_batch, dim]
-    float *q, *k, *v;        // [n_batch, widths.q], [n_batch, widths.kv] twice
-    float *gate, *up;        // [n_batch, widths.ffn]
-    float *cosines, *sines;  // [n_ropes, n_batch, widths.half_head]
-    ActivationArrays input;  // of the next products [n_batch, n_cols]
-    // The same in two terms [2 n_batch, n_cols]: each column group holds some columns rounded to 8 bits, then what
-    // rounding took from them, rounded to 8 bits itself. The sum of a product with both is nearly that of the unrounded
-    // input. Queries, keys and values always have it: where attention is sharp, two thirds of the error that rounding
-    // makes in the logits comes from the first two, which are a small part of the work. With `precise` every product
-    // has it.
-    ActivationArrays two_terms;
+    // Activations in two 8-bit terms for every product; those of queries, keys and values always have both: where
+    // attention is sharp, two thirds of the error that rounding makes in the logits comes from the first two, which are
+    // a small part of the work.
     const bool precise;
-    std::vector<std::byte*> scratch;                        // a thread
-    std::vector<float*> term_products;                      // a thread: [term_numbers(n_batch)]
-    std::vector<float*> row_partials;                       // a thread: [kMaxAttentionRows][partial_size]
     std::vector<std::vector<const std::byte*>> page_lists;  // a thread
     std::vector<float> partials;                            // of split tiles
+
+    // The present pass.
+    const Batch* batch = nullptr;
+    const KvCache* cache = nullptr;
+    int n = 0;         // rows
+    bool few = false;  // no segment has more than kFewTokens: the pieces of attention place its heads
+    std::vector<Tile> tiles;
+    std::vector<int> positions, all_rows;    // [n]
+    std::map<int, AttentionWork> attention;  // by window
 
     Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
          int n_batch_, bool precise_, const WeightOptions& options, Loading& loading)
@@ -125,7 +205,8 @@ struct CpuExecutor::Impl {
           n_batch(n_batch_),
           widths(config),
           embedding(tensors.embedding),
-          buffers(buffer_bytes(config, n_batch, n_threads)),
+          arena(buffer_bytes(config, n_batch, n_threads)),
+          buffers(config, n_batch, n_threads, [this](size_t n_bytes) { return arena.take(n_bytes); }),
           layers(config.layers.size()),
           precise(precise_),
           page_lists(n_threads) {
@@ -151,268 +232,288 @@ struct CpuExecutor::Impl {
         items.push_back({tensors.output, &output});
         weights = std::make_unique<Weights>(*file, items, options, loading, pool);
         output.n_rows = config.n_vocab;  // without padding
-
-        const size_t n = n_batch;
-        auto take = [&](size_t count) { return reinterpret_cast<float*>(buffers.take(count * sizeof(float))); };
-        x = take(n * config.dim), h = take(n * widths.in), proj = take(n * config.dim);
-        q = take(n * widths.q), k = take(n * widths.kv), v = take(n * widths.kv);
-        gate = take(n * widths.ffn), up = take(n * widths.ffn);
-        cosines = take(config.ropes.size() * n * widths.half_head),
-        sines = take(config.ropes.size() * n * widths.half_head);
-        auto take_input = [&](size_t n_numbers) {
-            auto take_sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count)); };
-            return ActivationArrays{reinterpret_cast<int8_t*>(buffers.take(n_numbers)),
-                                    take(n_numbers / 32),
-                                    take(n_numbers / 32),
-                                    take(n_numbers / 16),
-                                    take_sums(n_numbers / 32),
-                                    take_sums(n_numbers / 16),
-                                    nullptr};
-        };
-        input = take_input(n * widths.in), two_terms = take_input(2 * n * widths.in);
-        input.x = take(n * widths.in);
-        for (int i = 0; i < n_threads; ++i) {
-            scratch.push_back(buffers.take(kScratchBytes));
-            term_products.push_back(take(term_numbers(n_batch)));
-            row_partials.push_back(take(kMaxAttentionRows * partial_size(2 * widths.half_head)));
-        }
     }
 
-    // Phase: item(first row, width) for each column group of n rows.
-    template <typename F>
-    void each_group(int n, F item) {
-        const int n_whole = n / kMaxWidth, n_groups = n_whole + std::popcount(static_cast<unsigned>(n % kMaxWidth));
-        pool.each(n_groups, [&](int i) {
-            int column = std::min(i, n_whole) * kMaxWidth;
-            for (int skip = i - n_whole; skip > 0; --skip) column += column_group_width(n - column);
-            item(column, column_group_width(n - column));
-        });
-    }
+    // ---- Rows
 
-    // Phases: packs rows [n, n_cols], each after prepare(row), for products with all of `readers`; with two terms, the
-    // rows are overwritten.
-    template <typename F>
-    void pack(int n, float* rows, int n_cols, std::initializer_list<const Matrix*> readers, bool terms, F prepare) {
-        const auto columns_of = [&](int row, int width) {
-            std::array<const float*, kMaxWidth> columns;
-            for (int i = 0; i < width; ++i) columns[i] = rows + static_cast<size_t>(row + i) * n_cols;
-            return columns;
-        };
-        const auto interleave = [&](int row, int width) {
-            kernels.interleave(columns_of(row, width).data(), width, n_cols,
-                               input.x + static_cast<size_t>(row) * n_cols);
-        };
+    // Packs n_rows rows of n_cols numbers into buffers.input, each after prepare(i), for products with all of
+    // `readers`. row(i): where they stand.
+    template <typename Prepare, typename Row>
+    auto pack(const char* name, int n_rows, int n_cols, std::initializer_list<const Matrix*> readers, bool two_terms,
+              Prepare prepare, Row row) const {
         const bool integers = std::any_of(readers.begin(), readers.end(), [](auto* w) { return reads_integers(*w); });
         const bool floats = std::any_of(readers.begin(), readers.end(), [](auto* w) { return !reads_integers(*w); });
-        if (!integers || !terms) {
-            each_group(n, [&](int row, int width) {
-                for (int i = row; i < row + width; ++i) prepare(i);
-                if (floats) interleave(row, width);
-                if (!integers) return;
-                const ActivationArrays to = arrays_at(input, static_cast<size_t>(row) * n_cols);
-                kernels.quantize(columns_of(row, width).data(), width, width, n_cols, to);
-            });
-            return;
-        }
-        if (floats) {
-            each_group(n, [&](int row, int width) {
-                for (int i = row; i < row + width; ++i) prepare(i);
-                interleave(row, width);
-            });
-        }
-        each_group(2 * n, [&](int column, int width) {
-            const int row = column / 2, n_rows = width / 2;
-            if (!floats)
-                for (int i = row; i < row + n_rows; ++i) prepare(i);
-            const auto columns = columns_of(row, n_rows);
-            const ActivationArrays to = arrays_at(two_terms, static_cast<size_t>(column) * n_cols);
-            kernels.quantize(columns.data(), n_rows, width, n_cols, to);
-            for (int c = 0; c < n_rows; ++c) {
-                float* rest = rows + static_cast<size_t>(row + c) * n_cols;
-                for (int g = 0; g < n_cols / kGroup; ++g)
-                    for (int i = 0; i < kGroup; ++i)
-                        rest[g * kGroup + i] -= to.d[g * width + c] * to.q[(g * width + c) * kGroup + i];
+        // Few rows are items of their own, if what is written stands apart: integers do.
+        const int step = n_rows > kMaxWidth || floats ? kMaxWidth : 1;
+        const auto item = [=, this](int i) {
+            const ActivationArrays input = with_terms(buffers.input, two_terms);
+            const int end = std::min(n_rows, (i + 1) * step);
+            for (int begin = i * step, n_columns; begin < end; begin += n_columns) {
+                const ColumnGroup group = column_group(n_rows, begin);
+                n_columns = std::min(step, group.width);
+                std::array<const float*, kMaxWidth> columns;
+                for (int c = 0; c < n_columns; ++c) {
+                    prepare(begin + c);
+                    columns[c] = row(begin + c);
+                }
+                const ActivationArrays to = arrays_at(input, static_cast<size_t>(group.begin) * n_cols);
+                if (integers)
+                    kernels.quantize(columns.data(), n_columns, group.width, n_cols,
+                                     arrays_from(to, begin - group.begin));
+                if (floats) kernels.interleave(columns.data(), n_columns, n_cols, to.x);
             }
-            kernels.quantize(columns.data(), n_rows, width, n_cols, arrays_from(to, n_rows));
-        });
+        };
+        return RowWork<decltype(item)>{name, (n_rows + step - 1) / step, item};
     }
 
-    // Phase: out [n, w.n_rows] = packed input × each matrix.
-    void multiply(int thread, int n, bool terms, std::initializer_list<Product> products) {
+    // Phase, or two: item(i) for i in [0, n), then `next`.
+    template <typename Item, typename Next>
+    void run(int thread, const char* name, int n, Item item, const Next& next) {
+        if (next.n_items == 1) {
+            pool.each(n, item, [&] { next.item(0); });
+            phases.end(thread, name);
+        } else {
+            pool.each(n, item);
+            phases.end(thread, name);
+            if (next.n_items == 0) return;
+            pool.each(next.n_items, [&](int i) { next.item(i); });
+            phases.end(thread, next.name);
+        }
+    }
+
+    float* residual(int row) const { return buffers.x + static_cast<size_t>(row) * config.dim; }
+    float* normed(int i) const { return buffers.h + static_cast<size_t>(i) * config.dim; }
+
+    // Row i of the projections, after its norm if there is one, is added to a row of the residual stream.
+    void add_projection(int i, int row, const std::vector<float>& post_norm) const {
+        float* p = buffers.proj + static_cast<size_t>(i) * config.dim;
+        if (config.post_norms) kernels.rms_norm(p, post_norm.data(), config.dim, config.norm_eps, p);
+        kernels.add(residual(row), p, config.dim);
+    }
+
+    // The norm of a row of the residual stream becomes row i of h.
+    void norm(int i, int row, const std::vector<float>& weight) const {
+        kernels.rms_norm(residual(row), weight.data(), config.dim, config.norm_eps, normed(i));
+    }
+
+    // From the residual stream to the queries, keys and values of a layer; prepare(i) comes first.
+    template <typename Prepare>
+    auto pack_layer(int index, Prepare prepare) const {
+        const Layer& l = layers[index];
+        return pack(
+            "attention norm", n, config.dim, {&l.wq, &l.wk, &l.wv}, true,
+            [this, prepare, &l](int i) { prepare(i), norm(i, i, l.attn_norm); }, [this](int i) { return normed(i); });
+    }
+
+    // ---- Products
+
+    // Phase: out [n_rows, w.n_rows] = input × each matrix; then `next`.
+    template <typename Next>
+    void multiply(int thread, const char* name, int n_rows, const ActivationArrays& input,
+                  std::initializer_list<Product> products, const Next& next) {
         constexpr int kItemsAThread = 32;
         int n_panels = 0;
         for (const Product& p : products) n_panels += (p.w->n_rows + kPanel - 1) / kPanel;
-        const int grain = std::max(n_panels / (pool.size() * kItemsAThread), n > kMaxWidth ? 8 : 1);
+        const int grain = std::max(n_panels / (pool.size() * kItemsAThread), n_rows > kMaxWidth ? 8 : 1);
         int n_items = 0;
         for (const Product& p : products) n_items += ((p.w->n_rows + kPanel - 1) / kPanel + grain - 1) / grain;
-        pool.each(n_items, [&](int item) {
+        const auto item = [&](int i) {
             for (const auto& [w, out] : products) {
                 const int panels = (w->n_rows + kPanel - 1) / kPanel, items = (panels + grain - 1) / grain;
-                if (item >= items) {
-                    item -= items;
-                    continue;
-                }
-                const int begin = item * grain, end = std::min(panels, begin + grain);
-                const bool both = terms && reads_integers(*w);
-                weights->each_panels(thread, *w, begin, end, [&](const Matrix& panels, int first, int last, int row) {
-                    if (both)
-                        multiply_terms(thread, n, panels, first, last, out + row, w->n_rows);
-                    else
-                        kernels.matmul(panels, {n, w->n_cols, input}, first, last, out + row, w->n_rows,
-                                       scratch[thread]);
-                });
-                return;
+                if (i < items)
+                    return multiply_panels(thread, n_rows, input, *w, i * grain, std::min(panels, (i + 1) * grain),
+                                           out + i * grain * kPanel, w->n_rows);
+                i -= items;
             }
-        });
-    }
-
-    // Panels [begin, end) of a product in two terms: products with both, then their sums.
-    void multiply_terms(int thread, int n, const Matrix& w, int begin, int end, float* out, size_t ld_out) {
-        float* terms = term_products[thread];
-        const int step = static_cast<int>(term_numbers(n_batch) / (2 * static_cast<size_t>(n) * kPanel));
-        for (int first = begin; first < end; first += step) {
-            const int last = std::min(first + step, end), row = first * kPanel;
-            const int n_rows = std::min(last * kPanel, w.n_rows) - row;
-            // the kernel counts rows from the first panel that it is given
-            Matrix part = w;
-            part.data += first * w.stride * (w.packed ? 1 : kPanel);
-            part.n_rows = n_rows;
-            kernels.matmul(part, {2 * n, w.n_cols, two_terms}, 0, last - first, terms, n_rows, scratch[thread]);
-            for (int column = 0, width; column < 2 * n; column += width) {
-                width = column_group_width(2 * n - column);
-                for (int c = 0; c < width / 2; ++c) {
-                    const float* sum = terms + static_cast<size_t>(column + c) * n_rows;
-                    const float* rest = sum + static_cast<size_t>(width / 2) * n_rows;
-                    float* to = out + (column / 2 + c) * ld_out + row;
-                    for (int r = 0; r < n_rows; ++r) to[r] = sum[r] + rest[r];
-                }
-            }
-        }
-    }
-
-    // x and, by position, the cosines and sines of each rope.
-    void begin(const Batch& batch) {
-        const int n = static_cast<int>(batch.tokens.size());
-        const FormatInfo& format = format_of(embedding->dtype);
-        const size_t row = row_bytes(format, config.dim);
-        std::vector<int> positions;
-        for (const Batch::Segment& s : batch.segments)
-            for (int i = 0; i < s.n_tokens; ++i) positions.push_back(s.start + i);
-        file->check_unchanged();
-        pool.run([&](int thread) {
-            pool.each(n, [&](int i) {
-                auto* raw = scratch[thread];
-                float* to = x + static_cast<size_t>(i) * config.dim;
-                file->read(embedding->offset + batch.tokens[i] * row, raw, row);
-                format.decode(raw, to, config.dim);
-                kernels.scale(to, config.embedding_scale, config.dim);
-                for (size_t r = 0; r < config.ropes.size(); ++r) {
-                    const std::vector<double>& inv_freq = config.ropes[r].inv_freq;
-                    const size_t at = (r * n_batch + i) * widths.half_head;
-                    for (size_t j = 0; j < inv_freq.size(); ++j) {
-                        cosines[at + j] = static_cast<float>(std::cos(positions[i] * inv_freq[j]));
-                        sines[at + j] = static_cast<float>(std::sin(positions[i] * inv_freq[j]));
-                    }
-                }
-            });
-        });
-    }
-
-    // Norms and rotates the heads of one token, stores its key and value.
-    void place_heads(const Tile& tile, int i, int layer, const KvCache& cache) {
-        const LayerFacts& facts = config.layers[layer];
-        const RopeFacts& rope = config.ropes[facts.rope];
-        const int row = tile.first_row + i, position = tile.position + i, head_dim = facts.head_dim;
-        const size_t angle = (static_cast<size_t>(facts.rope) * n_batch + row) * widths.half_head;
-        auto prepare = [&](float* head, const std::vector<float>& norm) {
-            if (config.qk_norm) kernels.rms_norm(head, norm.data(), head_dim, config.norm_eps, head);
-            kernels.rope(head, cosines + angle, sines + angle, head_dim, rope.neox);
         };
-        const int q_dim = facts.n_heads * head_dim, kv_dim = facts.n_kv_heads * head_dim;
-        float* queries = q + static_cast<size_t>(row) * q_dim;
-        float* keys = k + static_cast<size_t>(row) * kv_dim;
-        const float* values = v + static_cast<size_t>(row) * kv_dim;
-        for (int head = 0; head < facts.n_heads; ++head) prepare(queries + head * head_dim, layers[layer].q_norm);
-        kernels.scale(queries, facts.query_scale, q_dim);
-        const KvHeadLayout layout = kv_head_layout(cache.type(), head_dim);
-        const int32_t page = cache.pages(tile.segment->seq, cache.group(layer))[position / kPageTokens];
-        std::byte* part = cache.at(layer, page);
-        for (int head = 0; head < facts.n_kv_heads; ++head, part += layout.n_bytes) {
-            prepare(keys + head * head_dim, layers[layer].k_norm);
-            kernels.store_kv(cache.type(), layout, head_dim, keys + head * head_dim, values + head * head_dim,
-                             position % kPageTokens, part);
+        run(thread, name, n_items, item, next);
+    }
+
+    // out [n_rows, ld_out] <- the rows of panels [begin, end)
+    void multiply_panels(int thread, int n_rows, const ActivationArrays& input, const Matrix& w, int begin, int end,
+                         float* out, size_t ld_out) {
+        weights->each_panels(thread, w, begin, end, [&](const Matrix& panels, int first, int last, int row) {
+            kernels.matmul(panels_from(panels, first), {n_rows, w.n_cols, input}, 0, last - first,
+                           out + row + (first - begin) * kPanel, ld_out, buffers.scratch[thread]);
+        });
+    }
+
+    // Phase: buffers.act <- act(gate) · up of n_rows rows, a chunk of columns at a time.
+    void multiply_gated(int thread, int n_rows, const ActivationArrays& input, const Layer& l,
+                        const ActivationArrays& to) {
+        constexpr int kItemsAThread = 32;
+        const int n_panels = (l.gate.n_rows + kPanel - 1) / kPanel;
+        // of two panels: what is rounded together stands in two
+        const int grain = std::clamp(n_panels / (pool.size() * kItemsAThread) / 2 * 2,
+                                     n_rows > kMaxWidth ? kChunkPanels : 2, kChunkPanels);
+        const auto [gate, up] = buffers.chunks[thread];
+        pool.each((n_panels + grain - 1) / grain, [&](int item) {
+            const int begin = item * grain, end = std::min(n_panels, begin + grain);
+            multiply_panels(thread, n_rows, input, l.gate, begin, end, gate, kChunkRows);
+            multiply_panels(thread, n_rows, input, l.up, begin, end, up, kChunkRows);
+            const int first = begin * kPanel, n_numbers = std::min(end * kPanel, l.gate.n_rows) - first;
+            for (int c = 0, width; c < n_rows; c += width) {
+                width = column_group_width(n_rows - c);
+                std::array<const float*, kMaxWidth> columns;
+                for (int i = 0; i < width; ++i) {
+                    float* g = gate + (c + i) * kChunkRows;
+                    kernels.gate(config.activation, g, up + (c + i) * kChunkRows, n_numbers, g);
+                    columns[i] = g;
+                }
+                const ActivationArrays at =
+                    arrays_at(to, static_cast<size_t>(c) * l.gate.n_rows + static_cast<size_t>(first) * width);
+                if (reads_integers(l.down))
+                    kernels.quantize(columns.data(), width, width, n_numbers, at);
+                else
+                    kernels.interleave(columns.data(), width, n_numbers, at.x);
+            }
+        });
+    }
+
+    // ---- Attention
+
+    // Row i of the residual stream and, by its position, the cosines and sines of each rope.
+    void embed(int thread, int i) {
+        const FormatInfo& format = format_of(embedding->dtype);
+        const size_t row_size = row_bytes(format, config.dim);
+        std::byte* raw = buffers.scratch[thread];
+        file->read(embedding->offset + batch->tokens[i] * row_size, raw, row_size);
+        format.decode(raw, residual(i), config.dim);
+        kernels.scale(residual(i), config.embedding_scale, config.dim);
+        for (size_t r = 0; r < config.ropes.size(); ++r) {
+            const std::vector<double>& inv_freq = config.ropes[r].inv_freq;
+            const size_t at = (r * n_batch + i) * widths.half_head;
+            for (size_t j = 0; j < inv_freq.size(); ++j) {
+                buffers.cosines[at + j] = static_cast<float>(std::cos(positions[i] * inv_freq[j]));
+                buffers.sines[at + j] = static_cast<float>(std::sin(positions[i] * inv_freq[j]));
+            }
         }
     }
 
-    // Cuts the attention of a batch into pieces, for layers of this window. Tiles of few tokens are split by ranges,
-    // since their work is reading the cache.
-    AttentionWork attention_work(const Batch& batch, int window) {
-        constexpr int kFewTokens = 8, kPiecesAThread = 4;
+    // Norms and rotates a query or key of a row.
+    void place_head(int layer, int row, const std::vector<float>& weight, float* head) {
+        const LayerFacts& facts = config.layers[layer];
+        const size_t angle = (static_cast<size_t>(facts.rope) * n_batch + row) * widths.half_head;
+        if (config.qk_norm) kernels.rms_norm(head, weight.data(), facts.head_dim, config.norm_eps, head);
+        kernels.rope(head, buffers.cosines + angle, buffers.sines + angle, facts.head_dim,
+                     config.ropes[facts.rope].neox);
+    }
+
+    void place_query(int layer, int row, float* query) {
+        place_head(layer, row, layers[layer].q_norm, query);
+        kernels.scale(query, config.layers[layer].query_scale, config.layers[layer].head_dim);
+    }
+
+    // Stores the key and value that token i of a tile has for kv head `kv_head`.
+    void store_head(int layer, const Tile& tile, int i, int kv_head) {
+        const LayerFacts& facts = config.layers[layer];
+        const int row = tile.first_row + i, position = tile.position + i;
+        const size_t at = (static_cast<size_t>(row) * facts.n_kv_heads + kv_head) * facts.head_dim;
+        place_head(layer, row, layers[layer].k_norm, buffers.k + at);
+        const KvHeadLayout layout = kv_head_layout(cache->type(), facts.head_dim);
+        const int32_t page = cache->pages(tile.segment->seq, cache->group(layer))[position / kPageTokens];
+        kernels.store_kv(cache->type(), layout, facts.head_dim, buffers.k + at, buffers.v + at, position % kPageTokens,
+                         cache->at(layer, page) + kv_head * layout.n_bytes);
+    }
+
+    // Phase: queries in place, keys and values in the cache.
+    void place_all(int layer) {
+        const LayerFacts& facts = config.layers[layer];
+        pool.each(static_cast<int>(tiles.size()), [&](int t) {
+            for (int i = 0; i < tiles[t].n_tokens; ++i) {
+                const size_t row = tiles[t].first_row + i;
+                for (int head = 0; head < facts.n_heads; ++head)
+                    place_query(layer, static_cast<int>(row),
+                                buffers.q + (row * facts.n_heads + head) * facts.head_dim);
+                for (int head = 0; head < facts.n_kv_heads; ++head) store_head(layer, tiles[t], i, head);
+            }
+        });
+    }
+
+    // Cuts the attention of the batch into pieces, for layers of this window.
+    AttentionWork attention_work(int window) {
+        constexpr int kPiecesAThread = 4;
         const LayerFacts& facts = config.layers[0];
-        const int n = static_cast<int>(batch.tokens.size()),
-                  most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
+        const int most = kMaxAttentionRows * facts.n_kv_heads / facts.n_heads;
         const int tile_tokens =
             std::clamp(n * facts.n_kv_heads / (kPiecesAThread * pool.size()), kFewTokens, std::max(most, kFewTokens));
         AttentionWork work;
         size_t n_partials = 0;
-        int row = 0;
-        for (const Batch::Segment& s : batch.segments) {
+        int row = 0, n_split_tiles = 0;
+        for (const Batch::Segment& s : batch->segments) {
             for (int i = 0; i < s.n_tokens; i += tile_tokens) {
                 const int n_tokens = std::min(tile_tokens, s.n_tokens - i), position = s.start + i;
-                Piece piece{{&s, row + i, n_tokens, position}, 0, (position + n_tokens - 1) / kRange + 1, 0, 0, 0};
+                Piece piece{{&s, row + i, n_tokens, position}, 0, (position + n_tokens - 1) / kRange + 1, 0, 0, 0, 0};
                 if (window && position >= window) piece.range_begin = (position - window + 1) / kRange;
-                if (s.n_tokens <= kFewTokens) {
-                    piece.n_split = piece.range_end - piece.range_begin;
-                    piece.first_partial = n_partials;
-                    n_partials += static_cast<size_t>(n_tokens) * widths.n_heads * piece.n_split;
+                if (s.n_tokens > kFewTokens) {
+                    work.pieces.push_back(piece);
+                    continue;
                 }
-                (piece.n_split ? work.split : work.pieces).push_back(piece);
+                piece.n_split = piece.range_end - piece.range_begin;
+                piece.split_tile = n_split_tiles++;
+                piece.first_partial = n_partials;
+                n_partials += static_cast<size_t>(n_tokens) * widths.n_heads * piece.n_split;
+                for (const int begin = piece.range_begin; piece.index < piece.n_split; ++piece.index) {
+                    piece.range_begin = begin + piece.index, piece.range_end = piece.range_begin + 1;
+                    work.pieces.push_back(piece);
+                }
             }
             row += s.n_tokens;
         }
         partials.resize(std::max(partials.size(), n_partials * partial_size(2 * widths.half_head)));
-        for (const Piece& whole : work.split)
-            for (int i = 0; i < whole.n_split; ++i) {
-                const int range = whole.range_begin + i;
-                work.pieces.push_back({whole.tile, range, range + 1, whole.n_split, whole.first_partial, i});
-            }
+        work.left = std::vector<std::atomic<int>>(static_cast<size_t>(n_split_tiles) * facts.n_kv_heads);
+        for (const Piece& piece : work.pieces)
+            for (int head = 0; head < facts.n_kv_heads && piece.n_split; ++head)
+                work.left[piece.split_tile * facts.n_kv_heads + head] = piece.n_split;
         return work;
     }
 
-    // h [n, n_heads × head_dim] <- attention of a piece's queries that share kv head `kv_head`; of a split tile its
-    // partials.
-    void attend(int thread, const Piece& piece, int kv_head, int layer, const KvCache& cache) {
+    // attended [n, n_heads × head_dim] <- attention of a piece's queries that share kv head `kv_head`; of a split tile
+    // its partials.
+    void attend(int thread, const Piece& piece, int kv_head, int layer) {
         const LayerFacts& facts = config.layers[layer];
         const Tile& tile = piece.tile;
-        const int group = facts.n_heads / facts.n_kv_heads, n_rows = tile.n_tokens * group;
-        const KvHeadLayout layout = kv_head_layout(cache.type(), facts.head_dim);
-        const std::span<const int32_t> ids = cache.pages(tile.segment->seq, cache.group(layer));
+        const int group = facts.n_heads / facts.n_kv_heads, n_rows = tile.n_tokens * group, head_dim = facts.head_dim;
+        const int range_begin = piece.range_begin * kRange, range_end = piece.range_end * kRange;
+        if (few)  // each of the tile's positions lies in the ranges of one piece
+            for (int i = std::max(0, range_begin - tile.position);
+                 i < std::min(tile.n_tokens, range_end - tile.position); ++i)
+                store_head(layer, tile, i, kv_head);
+        const KvHeadLayout layout = kv_head_layout(cache->type(), head_dim);
+        const std::span<const int32_t> ids = cache->pages(tile.segment->seq, cache->group(layer));
         std::vector<const std::byte*>& pages = page_lists[thread];
-        const int first = std::max(facts.window ? tile.position - facts.window + 1 : 0, piece.range_begin * kRange);
-        const int last = std::min(tile.position + tile.n_tokens, piece.range_end * kRange) - 1;
+        const int first = std::max(facts.window ? tile.position - facts.window + 1 : 0, range_begin);
+        const int last = std::min(tile.position + tile.n_tokens, range_end) - 1;
         pages.resize(last / kPageTokens + 1);
         for (int page = first / kPageTokens; page <= last / kPageTokens; ++page)
-            pages[page] = cache.at(layer, ids[page]) + kv_head * layout.n_bytes;
+            pages[page] = cache->at(layer, ids[page]) + kv_head * layout.n_bytes;
         for (int begin = 0; begin < n_rows; begin += kMaxAttentionRows) {
             const float* queries[kMaxAttentionRows];
             int positions[kMaxAttentionRows];
             const int n = std::min(kMaxAttentionRows, n_rows - begin);
             for (int i = 0; i < n; ++i) {
-                queries[i] = q + head_offset(tile, kv_head, begin + i, facts);
+                queries[i] = buffers.q + head_offset(tile, kv_head, begin + i, facts);
                 positions[i] = tile.position + (begin + i) / group;
+                if (few) {
+                    float* own = buffers.queries[thread] + i * head_dim;
+                    std::copy_n(queries[i], head_dim, own);
+                    place_query(layer, tile.first_row + (begin + i) / group, own);
+                    queries[i] = own;
+                }
             }
-            float* to = row_partials[thread];
-            size_t ld = partial_size(facts.head_dim);
+            float* to = buffers.row_partials[thread];
+            size_t ld = partial_size(head_dim);
             if (piece.n_split) {
                 to = split_partials(piece, kv_head, begin, facts) + piece.index * ld;
                 ld *= piece.n_split;
             }
-            kernels.attention({cache.type(), layout, facts.head_dim, n, queries, positions, facts.window,
+            kernels.attention({cache->type(), layout, head_dim, n, queries, positions, facts.window,
                                config.attention_softcap, pages.data(), piece.range_begin, piece.range_end, to, ld},
-                              scratch[thread]);
+                              buffers.scratch[thread]);
             if (piece.n_split) continue;
             for (int i = 0; i < n; ++i)
-                kernels.merge(to + i * ld, 1, facts.head_dim, h + head_offset(tile, kv_head, begin + i, facts));
+                kernels.merge(to + i * ld, 1, head_dim,
+                              buffers.attended + head_offset(tile, kv_head, begin + i, facts));
         }
     }
 
@@ -423,95 +524,77 @@ struct CpuExecutor::Impl {
         return partials.data() + i * partial_size(facts.head_dim);
     }
 
-    // Of row `row` of a kv head's queries in q, and of its attention in h.
+    // Of row `row` of a kv head's queries in q, and of its attention.
     static size_t head_offset(const Tile& tile, int kv_head, int row, const LayerFacts& facts) {
         const int group = facts.n_heads / facts.n_kv_heads;
         const size_t token = tile.first_row + row / group;
         return (token * facts.n_heads + kv_head * group + row % group) * facts.head_dim;
     }
 
-    // Phases: h <- attention of the queries q.
-    void attend_all(int thread, int layer, const AttentionWork& work, const KvCache& cache) {
+    // Phase: the pieces that have a row of `outputs`, then `next`; the last piece of a split tile merges all.
+    template <typename Next>
+    void attend_all(int thread, int layer, std::span<const int> outputs, const Next& next) {
         const LayerFacts& facts = config.layers[layer];
-        const auto each = [&](const std::vector<Piece>& pieces, auto item) {
-            pool.each(static_cast<int>(pieces.size()) * facts.n_kv_heads,
-                      [&](int i) { item(pieces[i / facts.n_kv_heads], i % facts.n_kv_heads); });
+        AttentionWork& work = attention.at(facts.window);
+        const auto item = [&](int i) {
+            const Piece& piece = work.pieces[i / facts.n_kv_heads];
+            const int kv_head = i % facts.n_kv_heads, first = piece.tile.first_row;
+            const auto wanted = std::lower_bound(outputs.begin(), outputs.end(), first);
+            if (!few && (wanted == outputs.end() || *wanted >= first + piece.tile.n_tokens)) return;
+            attend(thread, piece, kv_head, layer);
+            if (!piece.n_split) return;
+            std::atomic<int>& left = work.left[piece.split_tile * facts.n_kv_heads + kv_head];
+            if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+            left.store(piece.n_split, std::memory_order_relaxed);  // of the next layer
+            for (int row = 0; row < piece.tile.n_tokens * facts.n_heads / facts.n_kv_heads; ++row)
+                kernels.merge(split_partials(piece, kv_head, row, facts), piece.n_split, facts.head_dim,
+                              buffers.attended + head_offset(piece.tile, kv_head, row, facts));
         };
-        each(work.pieces, [&](const Piece& piece, int kv_head) { attend(thread, piece, kv_head, layer, cache); });
-        if (work.split.empty()) return;
-        each(work.split, [&](const Piece& whole, int kv_head) {
-            const int n_rows = whole.tile.n_tokens * facts.n_heads / facts.n_kv_heads;
-            for (int i = 0; i < n_rows; ++i)
-                kernels.merge(split_partials(whole, kv_head, i, facts), whole.n_split, facts.head_dim,
-                              h + head_offset(whole.tile, kv_head, i, facts));
-        });
+        run(thread, "attention", static_cast<int>(work.pieces.size()) * facts.n_kv_heads, item, next);
     }
 
-    // The phases of one layer.
-    void run_layer(int thread, int n, int index, const std::vector<Tile>& tiles,
-                   const std::map<int, AttentionWork>& attention, const KvCache& cache) {
+    // ---- A pass
+
+    // The phases of one layer, whose input is packed; then `next`. Behind the attention only the rows of `outputs` go
+    // on.
+    template <typename Next>
+    void run_layer(int thread, int index, std::span<const int> outputs, const Next& next) {
         const Layer& l = layers[index];
         const LayerFacts& facts = config.layers[index];
-        const int dim = config.dim, q_dim = facts.n_heads * facts.head_dim, ffn = facts.ffn_dim;
-        const int n_tiles = static_cast<int>(tiles.size());
-        // A row of the residual stream takes in `proj`, and is normed into h.
-        auto add_projection = [&](int row, const std::vector<float>& post_norm) {
-            float* p = proj + static_cast<size_t>(row) * dim;
-            if (config.post_norms) kernels.rms_norm(p, post_norm.data(), dim, config.norm_eps, p);
-            kernels.add(x + static_cast<size_t>(row) * dim, p, dim);
-        };
-        auto norm = [&](int row, const std::vector<float>& weight) {
-            kernels.rms_norm(x + static_cast<size_t>(row) * dim, weight.data(), dim, config.norm_eps,
-                             h + static_cast<size_t>(row) * dim);
-        };
-
-        pack(n, h, dim, {&l.wq, &l.wk, &l.wv}, true, [&](int i) { norm(i, l.attn_norm); });
-        phases.end(thread, "attention norm");
-        multiply(thread, n, true, {{&l.wq, q}, {&l.wk, k}, {&l.wv, v}});
-        phases.end(thread, "q, k, v");
-        pool.each(n_tiles, [&](int i) {
-            for (int t = 0; t < tiles[i].n_tokens; ++t) place_heads(tiles[i], t, index, cache);
-        });
-        phases.end(thread, "rope, store");
-        attend_all(thread, index, attention.at(facts.window), cache);
-        phases.end(thread, "attention");
-        pack(n, h, q_dim, {&l.wo}, precise, [](int) {});
-        phases.end(thread, "output quantise");
-        multiply(thread, n, precise, {{&l.wo, proj}});
-        phases.end(thread, "output");
-        pack(n, h, dim, {&l.gate, &l.up}, precise, [&](int i) {
-            add_projection(i, l.post_attn_norm);
-            norm(i, l.ffn_norm);
-        });
-        phases.end(thread, "ffn norm");
-        multiply(thread, n, precise, {{&l.gate, gate}, {&l.up, up}});
+        const int q_dim = facts.n_heads * facts.head_dim, n_out = static_cast<int>(outputs.size());
+        multiply(thread, "q, k, v", n, with_terms(buffers.input, true),
+                 {{&l.wq, buffers.q}, {&l.wk, buffers.k}, {&l.wv, buffers.v}}, kNothing);
+        if (!few) {
+            place_all(index);
+            phases.end(thread, "rope, store");
+        }
+        attend_all(thread, index, outputs,
+                   pack(
+                       "output quantise", n_out, q_dim, {&l.wo}, precise, [](int) {},
+                       [=, this](int i) { return buffers.attended + static_cast<size_t>(outputs[i]) * q_dim; }));
+        if (n_out == 0) return;
+        multiply(thread, "output", n_out, with_terms(buffers.input, precise), {{&l.wo, buffers.proj}},
+                 pack(
+                     "ffn norm", n_out, config.dim, {&l.gate, &l.up}, precise,
+                     [=, this, &l](int i) {
+                         add_projection(i, outputs[i], l.post_attn_norm);
+                         norm(i, outputs[i], l.ffn_norm);
+                     },
+                     [this](int i) { return normed(i); }));
+        multiply_gated(thread, n_out, with_terms(buffers.input, precise), l, with_terms(buffers.act, precise));
         phases.end(thread, "gate, up");
-        pack(n, gate, ffn, {&l.down}, precise, [&](int i) {
-            const size_t at = static_cast<size_t>(i) * ffn;
-            kernels.gate(config.activation, gate + at, up + at, ffn, gate + at);
-        });
-        phases.end(thread, "activation");
-        multiply(thread, n, precise, {{&l.down, proj}});
-        phases.end(thread, "down");
-        pool.each(n, [&](int i) { add_projection(i, l.post_ffn_norm); });
-        phases.end(thread, "residual");
+        multiply(thread, "down", n_out, with_terms(buffers.act, precise), {{&l.down, buffers.proj}}, next);
     }
 
-    // Logits of the rows that asked.
-    void run_head(int thread, const std::vector<int>& outputs, float* logits) {
-        const int n = static_cast<int>(outputs.size()), dim = config.dim;
-        if (n == 0) return;
-        pack(n, h, dim, {&output}, precise, [&](int i) {
-            kernels.rms_norm(x + static_cast<size_t>(outputs[i]) * dim, output_norm.data(), dim, config.norm_eps,
-                             h + static_cast<size_t>(i) * dim);
-        });
-        phases.end(thread, "head norm");
-        multiply(thread, n, precise, {{&output, logits}});
-        phases.end(thread, "head");
+    // Logits of the rows that asked, whose norms are packed.
+    void run_head(int thread, float* logits) {
+        const int n_out = static_cast<int>(batch->outputs.size());
+        if (n_out == 0) return;
+        multiply(thread, "head", n_out, with_terms(buffers.input, precise), {{&output, logits}}, kNothing);
         if (config.final_softcap == 0) return;
         constexpr int kRun = 8192;
         const int runs = (config.n_vocab + kRun - 1) / kRun;
-        pool.each(n * runs, [&](int i) {
+        pool.each(n_out * runs, [&](int i) {
             const int first = i % runs * kRun;
             kernels.softcap(logits + static_cast<size_t>(i / runs) * config.n_vocab + first,
                             std::min(kRun, config.n_vocab - first), config.final_softcap);
@@ -519,26 +602,46 @@ struct CpuExecutor::Impl {
         phases.end(thread, "soft cap");
     }
 
-    void forward(const Batch& batch, const KvCache& cache, float* logits) {
-        const int n = static_cast<int>(batch.tokens.size());
-        std::vector<Tile> tiles;
-        int row = 0;
-        for (const Batch::Segment& s : batch.segments) {
-            for (int i = 0; i < s.n_tokens; i += kTileTokens)
-                tiles.push_back({&s, row + i, std::min(kTileTokens, s.n_tokens - i), s.start + i});
-            row += s.n_tokens;
+    void run_all(int thread, float* logits) {
+        const int last = static_cast<int>(layers.size()) - 1;
+        run(thread, "embedding", n, [&](int i) { embed(thread, i); }, pack_layer(0, [](int) {}));
+        for (int index = 0; index < last; ++index)
+            run_layer(thread, index, all_rows, pack_layer(index + 1, [this, index](int i) {
+                          add_projection(i, i, layers[index].post_ffn_norm);
+                      }));
+        const std::span<const int> outputs = batch->outputs;
+        run_layer(thread, last, outputs,
+                  pack(
+                      "head norm", static_cast<int>(outputs.size()), config.dim, {&output}, precise,
+                      [=, this](int i) {
+                          add_projection(i, outputs[i], layers[last].post_ffn_norm);
+                          norm(i, outputs[i], output_norm);
+                      },
+                      [this](int i) { return normed(i); }));
+        run_head(thread, logits);
+    }
+
+    void forward(const Batch& batch_, const KvCache& cache_, float* logits) {
+        batch = &batch_, cache = &cache_;
+        n = static_cast<int>(batch->tokens.size());
+        few = true;
+        tiles.clear(), positions.clear(), all_rows.clear();
+        for (const Batch::Segment& s : batch->segments) {
+            few = few && s.n_tokens <= kFewTokens;
+            for (int i = 0; i < s.n_tokens; ++i) {
+                if (i % kTileTokens == 0)
+                    tiles.push_back(
+                        {&s, static_cast<int>(positions.size()), std::min(kTileTokens, s.n_tokens - i), s.start + i});
+                all_rows.push_back(static_cast<int>(positions.size()));
+                positions.push_back(s.start + i);
+            }
         }
-        std::map<int, AttentionWork> attention;  // by window
+        attention.clear();
         for (const LayerFacts& l : config.layers)
-            if (!attention.count(l.window)) attention.emplace(l.window, attention_work(batch, l.window));
+            if (!attention.count(l.window)) attention.emplace(l.window, attention_work(l.window));
+        file->check_unchanged();
         phases.begin();
-        begin(batch);
-        phases.end(0, "embedding");
-        pool.run([&](int thread) {
-            for (size_t i = 0; i < layers.size(); ++i)
-                run_layer(thread, n, static_cast<int>(i), tiles, attention, cache);
-            run_head(thread, batch.outputs, logits);
-        });
+        pool.run([&](int thread) { run_all(thread, logits); });
         weights->check_unchanged();
     }
 };
@@ -561,14 +664,12 @@ size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads) {
 }
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {
-    const Widths w(config);
-    auto input = [](size_t n_cols) { return n_cols / 4 + 3 * (n_cols / 32) + 2 * (n_cols / 16); };
-    const size_t numbers = 2 * config.dim + w.in + w.q + 2 * w.kv + 2 * w.ffn +  // rows
-                           2 * config.ropes.size() * w.half_head + 3 * input(w.in) + w.in;
-    constexpr size_t kRounding = 64 * 32;  // each of the buffers begins at a multiple of 64
-    const size_t row_partials = kMaxAttentionRows * partial_size(2 * w.half_head) * sizeof(float);
-    const size_t terms = term_numbers(n_batch) * sizeof(float);
-    return numbers * sizeof(float) * n_batch + n_threads * (kScratchBytes + row_partials + terms) + kRounding;
+    size_t total = 0;
+    Buffers(config, n_batch, n_threads, [&](size_t n_bytes) {
+        total += (n_bytes + 63) / 64 * 64;
+        return static_cast<std::byte*>(nullptr);
+    });
+    return total;
 }
 
 }  // namespace gemmart::cpu

@@ -65,7 +65,7 @@ KernelTime KernelBench::matmul(DType dtype, int n_tokens) {
     const size_t n = static_cast<size_t>(n_tokens) * kColumns;
     std::vector<float> row(kColumns);
     for (int i = 0; i < kColumns; ++i) row[i] = static_cast<float>(i % 37 - 18) / 7;
-    const OwnedActivations activations(kernels_, n_tokens, kColumns, [&](int) { return row.data(); });
+    const OwnedActivations activations(kernels_, n_tokens, kColumns, false, [&](int) { return row.data(); });
 
     const size_t panel = panel_bytes(dtype, kColumns), row_size = row_bytes(format_of(dtype), kColumns);
     const size_t panel_size = panel ? panel : kPanel * row_size;
@@ -130,7 +130,7 @@ std::vector<std::pair<std::string, double>> KernelBench::vectors() {
     for (int i = 0; i < kNumbers; ++i) x[i] = static_cast<float>(i % 41 - 20) / 8;
     const float* column = x.data();
     const Kernels& k = kernels_;
-    const OwnedActivations packed(k, 1, kNumbers, [&](int) { return column; });
+    const OwnedActivations packed(k, 1, kNumbers, false, [&](int) { return column; });
     volatile double seen = 0;  // of the kernels that only return
     const std::pair<const char*, std::function<void()>> all[] = {
         {"quantize", [&] { k.quantize(&column, 1, 1, kNumbers, packed.view.data); }},

@@ -53,12 +53,13 @@
 //
 // ACTIVATIONS, n_tokens columns, stand in column groups of width 16, … 16, then 8, 4, 2, 1 for the rest. The group that
 // begins at column c with width w begins at element c · (elements a column) of each array:
-//   q     int8  [n_cols / 32][w][32]  x ≈ d · q, |q| <= 127, one scale for kGroup = 32 numbers
+//   q     int8  [n_cols / 32][w][32]  x ≈ d · v with v = q, |q| <= 127, one scale for kGroup = 32 numbers
+//   q_low int8  the same, or null: a second term, |q_low| <= 127, for what rounding to q has lost: v = 256 q + q_low
 //   d     float [n_cols / 32][w]
-//   s32   int32 [n_cols / 32][w]      −Σ q over 32 numbers: times the bias, where the dot of a group begins
-//   s16   int32 [n_cols / 16][w]      −Σ q over 16 numbers
-//   ds32  float [n_cols / 32][w]      d · Σ q over 32 numbers
-//   ds16  float [n_cols / 16][w]      d · Σ q over 16 numbers
+//   s32   int32 [n_cols / 32][w]      −Σ v over 32 numbers: times the bias, where the dot of a group begins
+//   s16   int32 [n_cols / 16][w]      −Σ v over 16 numbers
+//   ds32  float [n_cols / 32][w]      d · Σ v over 32 numbers
+//   ds16  float [n_cols / 16][w]      d · Σ v over 16 numbers
 //   x     float [n_cols][w]           unrounded, for the float formats
 #pragma once
 
@@ -83,7 +84,7 @@ struct Matrix {
 };
 
 struct ActivationArrays {
-    int8_t* q;
+    int8_t *q, *q_low;
     float *d, *ds32, *ds16;
     int32_t *s32, *s16;
     float* x;
@@ -101,15 +102,19 @@ static inline int column_group_width(int n_left) {
 
 // The arrays from element `at` on, the beginning of a column group.
 static inline ActivationArrays arrays_at(const ActivationArrays& a, size_t at) {
-    return {a.q + at, a.d + at / 32, a.ds32 + at / 32, a.ds16 + at / 16, a.s32 + at / 32, a.s16 + at / 16, a.x + at};
+    return {a.q + at,         a.q_low ? a.q_low + at : nullptr,
+            a.d + at / 32,    a.ds32 + at / 32,
+            a.ds16 + at / 16, a.s32 + at / 32,
+            a.s16 + at / 16,  a.x + at};
 }
 
 // The arrays from column c of a column group on.
 static inline ActivationArrays arrays_from(const ActivationArrays& a, int c) {
-    return {a.q + c * kGroup, a.d + c, a.ds32 + c, a.ds16 + c, a.s32 + c, a.s16 + c, a.x + c};
+    const size_t q = static_cast<size_t>(c) * kGroup;
+    return {a.q + q, a.q_low ? a.q_low + q : nullptr, a.d + c, a.ds32 + c, a.ds16 + c, a.s32 + c, a.s16 + c, a.x + c};
 }
 
-// Group g of column c in a column group of width w: its scale, and the sums of its halves' q.
+// Group g of column c in a column group of width w: its scale, and the sums of its halves' v.
 static inline void put_sums(const ActivationArrays& to, int g, int w, int c, float scale, int sum0, int sum1) {
     const int at = g * w + c, half0 = 2 * g * w + c, half1 = half0 + w;
     to.d[at] = scale;

@@ -46,7 +46,7 @@ GEMMART_INLINE void multiply_tile(const int8_t* q, Bytes weights, int32_t* out) 
 
 // A panel whose groups are unpacked with signed bytes, n_groups of them, times a column group of 16. Four tiles of sums
 // are under way: those of the next groups are computed while one is scaled and added.
-template <typename Group>
+template <typename Group, int kTerms>
 struct AmxPanel {
     using V = Avx512;
     static constexpr int kParts = Group::kParts, kSlots = 4 / kParts;  // groups under way
@@ -54,17 +54,19 @@ struct AmxPanel {
     Bytes panel;
     int n_groups;
     const ActivationArrays& x;
-    int32_t (*dots)[16 * kPanel];  // of the four tiles
+    int32_t (*dots)[4][16 * kPanel];  // of each term the four tiles
 
     template <int Slot>
     GEMMART_INLINE void begin(int g) {
         if (g >= n_groups) return;
-        const int8_t* q = x.q + g * kGroup * 16;
         const Bytes weights = panel + g * Group::kBytes;
-        multiply_tile<Slot * kParts, kParts == 2>(q, weights, dots[Slot * kParts]);
-        if constexpr (kParts == 2)
-            multiply_tile<Slot * kParts + 1, true>(q + kGroup / 2, weights + kGroup / 2 * kPanel,
-                                                   dots[Slot * kParts + 1]);
+        for (int term = 0; term < kTerms; ++term) {
+            const int8_t* q = (term ? x.q_low : x.q) + g * kGroup * 16;
+            multiply_tile<Slot * kParts, kParts == 2>(q, weights, dots[term][Slot * kParts]);
+            if constexpr (kParts == 2)
+                multiply_tile<Slot * kParts + 1, true>(q + kGroup / 2, weights + kGroup / 2 * kPanel,
+                                                       dots[term][Slot * kParts + 1]);
+        }
     }
 
     template <int Slot>
@@ -87,7 +89,10 @@ struct AmxPanel {
 
     template <int Tile>
     GEMMART_INLINE __m512 dot(int c) const {
-        return _mm512_cvtepi32_ps(_mm512_load_si512(dots[Tile] + c * kPanel));
+        const __m512i first = _mm512_load_si512(dots[0][Tile] + c * kPanel);
+        if constexpr (kTerms == 1) return _mm512_cvtepi32_ps(first);
+        const __m512i low = _mm512_load_si512(dots[kTerms - 1][Tile] + c * kPanel);
+        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(first, 8), low));
     }
 
     void multiply(const Target& to) {
@@ -121,24 +126,30 @@ struct AmxColumns {
     static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                        std::byte* scratch) {
         const Tiles tiles;
-        alignas(64) int32_t dots[4][16 * kPanel];
-        const int n_whole = x.n_tokens / 16 * 16;
         const auto without_bias = [](auto u) {
             return V::sub_bytes(u, _mm512_set1_epi8(static_cast<char>(Source::kBias)));
         };
         each_unpacked<V, Source>(w, panel_begin, panel_end, scratch, without_bias, [&](const Span& span) {
-            for (int begin = 0; begin < n_whole; begin += 16) {
-                const ActivationArrays group =
-                    arrays_at(x.data, static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(span.k0) * 16);
-                for (int i = 0; i < span.n_panels; ++i) {
-                    const int row = span.row + i * kPanel;
-                    AmxPanel<Unpacked<V, Source>> panel{span.panels + i * span.stride, span.n_cols / kGroup, group,
-                                                        dots};
-                    panel.multiply({out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0});
-                }
-            }
+            auto* multiply = x.data.q_low ? whole_groups<2> : whole_groups<1>;
+            multiply(span, x, out, ld_out);
         });
-        multiply_few<V, Source>(w, x, n_whole, panel_begin, panel_end, out, ld_out, scratch);
+        multiply_few<V, Source>(w, x, x.n_tokens / 16 * 16, panel_begin, panel_end, out, ld_out, scratch);
+    }
+
+  private:
+    template <int kTerms>
+    static void whole_groups(const Span& span, const Activations& x, float* out, size_t ld_out) {
+        alignas(64) int32_t dots[kTerms][4][16 * kPanel];
+        for (int begin = 0; begin + 16 <= x.n_tokens; begin += 16) {
+            const ActivationArrays group =
+                arrays_at(x.data, static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(span.k0) * 16);
+            for (int i = 0; i < span.n_panels; ++i) {
+                const int row = span.row + i * kPanel;
+                AmxPanel<Unpacked<V, Source>, kTerms> panel{span.panels + i * span.stride, span.n_cols / kGroup, group,
+                                                            dots};
+                panel.multiply({out + begin * ld_out + row, ld_out, span.n_rows - row, span.k0 > 0});
+            }
+        }
     }
 };
 

@@ -136,6 +136,10 @@ struct Avx2 {
             other.widen();
             total = _mm256_add_epi32(total, other.total);
         }
+        GEMMART_INLINE void add_256_times(Dot& other) {
+            other.widen();
+            total = _mm256_add_epi32(total, _mm256_slli_epi32(other.total, 8));
+        }
         GEMMART_INLINE F sum() {
             widen();
             return _mm256_cvtepi32_ps(total);

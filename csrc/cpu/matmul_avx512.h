@@ -110,6 +110,9 @@ struct Avx512 {
             total = _mm512_dpbusd_epi32(total, u, _mm512_set1_epi32(four));
         }
         GEMMART_INLINE void add(const Dot& other) { total = _mm512_add_epi32(total, other.total); }
+        GEMMART_INLINE void add_256_times(const Dot& other) {
+            total = _mm512_add_epi32(_mm512_slli_epi32(other.total, 8), total);
+        }
         GEMMART_INLINE F sum() const { return _mm512_cvtepi32_ps(total); }
     };
 };

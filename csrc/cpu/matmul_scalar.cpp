@@ -285,14 +285,15 @@ void unpack_iq3_s(Bytes p, Unpacked& out) {
 
 // One column group of x, seen from column c of width w.
 struct Column {
-    const int8_t* q;
+    const int8_t *q, *q_low;
     const float *d, *ds32, *ds16, *x;
     int w;
 };
 
 Column column_of(const Activations& x, int group_begin, int w, int c) {
     const ActivationArrays at = arrays_at(x.data, static_cast<size_t>(group_begin) * x.n_cols);
-    return {at.q + c * kGroup, at.d + c, at.ds32 + c, at.ds16 + c, at.x + c, w};
+    const ActivationArrays from = arrays_from(at, c);
+    return {from.q, from.q_low, from.d, from.ds32, from.ds16, from.x, w};
 }
 
 // How the numbers of a format's blocks are to be read.
@@ -311,9 +312,11 @@ void accumulate_integer(Bytes block, int first_group, const Column& x, float* su
         const float d = x.d[g * x.w];
         for (int r = 0; r < kPanel; ++r) {
             int dot[2] = {0, 0};
-            for (int k = 0; k < kGroup; ++k)
-                dot[k / 16] +=
-                    (scratch.u[(8 * i + k / 4) * 64 + 4 * r + k % 4] - kFormat.bias) * x.q[g * kGroup * x.w + k];
+            for (int k = 0; k < kGroup; ++k) {
+                const int at = g * kGroup * x.w + k;
+                const int v = x.q_low ? 256 * x.q[at] + x.q_low[at] : x.q[at];
+                dot[k / 16] += (scratch.u[(8 * i + k / 4) * 64 + 4 * r + k % 4] - kFormat.bias) * v;
+            }
             if constexpr (kFormat.halves) {
                 const float t = scratch.scale[2 * i][r] * dot[0] + scratch.scale[2 * i + 1][r] * dot[1];
                 sum[r] += t * d;

@@ -13,8 +13,8 @@
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
 //   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up, store_bytes: the bytes of a slot
 //   signed_bytes, kSignedBias: int8 weights as what Dot<8> takes, and the number that this adds to each
-//   Dot<bits>: integer sums of weights of so many bits: begin<bias>(−Σ q), then add<s>(u, q) takes slots in order, from
-//   0
+//   Dot<bits>: integer sums of weights of so many bits: begin<bias>(−Σ v), then add<s>(u, q) takes slots in order, from
+//   0; add(other), add_256_times(other)
 #pragma once
 
 #include <immintrin.h>
@@ -310,19 +310,21 @@ GEMMART_INLINE typename V::F load_sum(const Target& to, int c, int row) {
     return to.go_on ? V::load_some(to.out + c * to.ld + row, to.n_rows - row) : V::set(0);
 }
 
-template <typename V, typename Source, int W, int C>
-struct IntegerTile {
-    static constexpr int kPanels = 1;
+// kTerms: of the activations.
+template <typename V, typename Source, int kTerms, int W, int C>
+struct IntegerSums {
+    static constexpr int kPanels = 1, kMost = V::kTile / kTerms;
 
     static void multiply(Bytes panel, size_t, int n_cols, const ActivationArrays& x, int column, const Target& to,
                          int lane) {
         constexpr int kGroups = Source::kColumns / kGroup, kParts = Source::kParts;
-        constexpr int kChains = kParts == 1 && C <= 2 ? 2 : 1;  // one column is short of independent work
+        // One column is short of independent work.
+        constexpr int kChains = kParts == 1 && C * kTerms <= 2 ? 2 : 1;
         typename V::F sum[C];
         unroll<C>([&](auto c) __attribute__((always_inline)) {
             sum[decltype(c)::value] = load_sum<V>(to, decltype(c)::value, lane);
         });
-        const int8_t* q = x.q + kGroup * column;
+        const int8_t* terms[2] = {x.q + kGroup * column, kTerms == 2 ? x.q_low + kGroup * column : nullptr};
         const float* d = x.d + column;
         const float* ds = (kParts == 1 ? x.ds32 : x.ds16) + column;
         const int32_t* sums = (kParts == 1 ? x.s32 : x.s16) + column;
@@ -335,26 +337,35 @@ struct IntegerTile {
                     typename V::F t[C];
                     unroll<kParts>([&](auto part) __attribute__((always_inline)) {
                         constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;
-                        typename V::template Dot<Source::kBits> dot[kChains][C];
+                        typename V::template Dot<Source::kBits> dot[kTerms][kChains][C];
                         unroll<C>([&](auto c) __attribute__((always_inline)) {
                             constexpr int kC = decltype(c)::value;
-                            dot[0][kC].template begin<Source::kBias>(sums + kPart * W + kC);
-                            if constexpr (kChains == 2) dot[1][kC].template begin<0>(sums);
+                            dot[kTerms - 1][0][kC].template begin<Source::kBias>(sums + kPart * W + kC);
+                            if constexpr (kTerms == 2) dot[0][0][kC].template begin<0>(sums);
+                            if constexpr (kChains == 2)
+                                unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
+                                    dot[decltype(term)::value][1][kC].template begin<0>(sums);
+                                });
                         });
                         unroll<kSlots>([&](auto s) __attribute__((always_inline)) {
                             constexpr int S = decltype(s)::value;
                             const auto u = Source::template slot<J, kPart * kSlots + S>(panel, turn + J, lane);
-                            unroll<C>([&](auto c) __attribute__((always_inline)) {
-                                constexpr int kC = decltype(c)::value;
-                                dot[S % kChains][kC].template add<S / kChains>(
-                                    u, q + kC * kGroup + (kPart * kSlots + S) * 4);
+                            unroll<kTerms * C>([&](auto i) __attribute__((always_inline)) {
+                                constexpr int kTerm = decltype(i)::value / C, kC = decltype(i)::value % C;
+                                dot[kTerm][S % kChains][kC].template add<S / kChains>(
+                                    u, terms[kTerm] + kC * kGroup + (kPart * kSlots + S) * 4);
                             });
                         });
                         const auto scale = scales.scale[(turn + J) * kParts + kPart];
                         unroll<C>([&](auto c) __attribute__((always_inline)) {
                             constexpr int kC = decltype(c)::value;
-                            if constexpr (kChains == 2) dot[0][kC].add(dot[1][kC]);
-                            const auto value = dot[0][kC].sum();
+                            if constexpr (kChains == 2)
+                                unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
+                                    dot[decltype(term)::value][0][kC].add(dot[decltype(term)::value][1][kC]);
+                                });
+                            auto& last = dot[kTerms - 1][0][kC];
+                            if constexpr (kTerms == 2) last.add_256_times(dot[0][0][kC]);
+                            const auto value = last.sum();
                             t[kC] = kPart ? V::fma(scale, value, t[kC]) : V::mul(scale, value);
                         });
                     });
@@ -368,7 +379,8 @@ struct IntegerTile {
                                                   V::broadcast(ds + kPart * W + kC), sum[kC]);
                             });
                     });
-                    q += kGroup * W, d += W, ds += kParts * W, sums += kParts * W;
+                    unroll<kTerms>([&](auto term) __attribute__((always_inline)) { terms[term.value] += kGroup * W; });
+                    d += W, ds += kParts * W, sums += kParts * W;
                 });
         }
         unroll<C>([&](auto c) __attribute__((always_inline)) {
@@ -379,7 +391,13 @@ struct IntegerTile {
 };
 
 template <typename V, typename Source, int W, int C>
+using IntegerTile = IntegerSums<V, Source, 1, W, C>;
+template <typename V, typename Source, int W, int C>
+using TwoTermTile = IntegerSums<V, Source, 2, W, C>;
+
+template <typename V, typename Source, int W, int C>
 struct FloatTile {
+    static constexpr int kMost = V::kTile;
     static constexpr int kPanels = C < 4 ? 4 / C : 1;  // chains enough for the latency of a multiplication
 
     template <int P, typename F>  // f(panel, column)
@@ -433,7 +451,7 @@ struct Span {
 // The column group of width W that begins at `begin`.
 template <typename V, template <typename, typename, int, int> typename Tile, typename Source, int W>
 void multiply_group(const Span& w, const Activations& x, int begin, float* out, size_t ld_out) {
-    constexpr int C = W < V::kTile ? W : V::kTile;
+    constexpr int kMost = Tile<V, Source, W, 1>::kMost, C = W < kMost ? W : kMost;
     using T = Tile<V, Source, W, C>;
     const ActivationArrays group =
         arrays_at(x.data, static_cast<size_t>(begin) * x.n_cols + static_cast<size_t>(w.k0) * W);
@@ -470,24 +488,29 @@ void multiply(const Span& w, const Activations& x, int begin, float* out, size_t
     }
 }
 
+template <typename V, typename Source>
+void multiply_integers(const Span& w, const Activations& x, int begin, float* out, size_t ld_out) {
+    auto* tiles = x.data.q_low ? multiply<V, TwoTermTile, Source> : multiply<V, IntegerTile, Source>;
+    tiles(w, x, begin, out, ld_out);
+}
+
 static int least(int a, int b) { return a < b ? a : b; }
 
 constexpr int kBlockPanels = 4;  // panels that stay in L2 while the column groups pass
 
-// The columns from `begin` on.
-template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
-void multiply_panels(const Matrix& w, const Activations& x, int begin, int panel_begin, int panel_end, float* out,
-                     size_t ld_out) {
+// multiply(span) for each block of panels.
+template <typename Multiply>
+void each_block(const Matrix& w, int panel_begin, int panel_end, Multiply multiply) {
     for (int panel = panel_begin; panel < panel_end; panel += kBlockPanels)
-        multiply<V, Tile, Source>({reinterpret_cast<Bytes>(w.data) + panel * w.stride, w.stride,
-                                   least(kBlockPanels, panel_end - panel), panel * kPanel, w.n_rows, 0, w.n_cols},
-                                  x, begin, out, ld_out);
+        multiply(Span{reinterpret_cast<Bytes>(w.data) + panel * w.stride, w.stride,
+                      least(kBlockPanels, panel_end - panel), panel * kPanel, w.n_rows, 0, w.n_cols});
 }
 
-template <typename V, template <typename, typename, int, int> typename Tile, typename Source>
-void matmul_panels(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
+template <typename V, typename Source>
+void matmul_floats(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte*) {
-    multiply_panels<V, Tile, Source>(w, x, 0, panel_begin, panel_end, out, ld_out);
+    each_block(w, panel_begin, panel_end,
+               [&](const Span& span) { multiply<V, FloatTile, Source>(span, x, 0, out, ld_out); });
 }
 
 // ---- Unpacked groups
@@ -592,9 +615,10 @@ void multiply_few(const Matrix& w, const Activations& x, int begin, int panel_be
     if constexpr (kUnpacksBlocks<Source>)
         each_unpacked<V, Source, 1>(
             w, panel_begin, panel_end, scratch, [](auto u) { return u; },
-            [&](const Span& span) { multiply<V, IntegerTile, Unpacked<V, Source>>(span, x, begin, out, ld_out); });
+            [&](const Span& span) { multiply_integers<V, Unpacked<V, Source>>(span, x, begin, out, ld_out); });
     else
-        multiply_panels<V, IntegerTile, Source>(w, x, begin, panel_begin, panel_end, out, ld_out);
+        each_block(w, panel_begin, panel_end,
+                   [&](const Span& span) { multiply_integers<V, Source>(span, x, begin, out, ld_out); });
 }
 
 template <typename V, typename Source>
@@ -612,7 +636,7 @@ struct ManyColumns {
                        std::byte* scratch) {
         each_unpacked<V, Source>(
             w, panel_begin, panel_end, scratch, [](auto u) { return u; },
-            [&](const Span& span) { multiply<V, IntegerTile, Unpacked<V, Source>>(span, x, 0, out, ld_out); });
+            [&](const Span& span) { multiply_integers<V, Unpacked<V, Source>>(span, x, 0, out, ld_out); });
     }
 };
 
@@ -695,9 +719,9 @@ void matmul_x86(const Matrix& w, const Activations& x, int panel_begin, int pane
                      : w.dtype == DType::TQ1_0   ? integers<V, Many, TQ1_0<V>>(n)
                      : w.dtype == DType::TQ2_0   ? integers<V, Many, TQ2_0<V>>(n)
                      : w.dtype == DType::MXFP4   ? integers<V, Many, MXFP4<V>>(n)
-                     : w.dtype == DType::F32     ? matmul_panels<V, FloatTile, F32<V>>
-                     : w.dtype == DType::F16     ? matmul_panels<V, FloatTile, F16<V>>
-                                                 : matmul_panels<V, FloatTile, BF16<V>>;
+                     : w.dtype == DType::F32     ? matmul_floats<V, F32<V>>
+                     : w.dtype == DType::F16     ? matmul_floats<V, F16<V>>
+                                                 : matmul_floats<V, BF16<V>>;
     multiply(w, x, panel_begin, panel_end, out, ld_out, scratch);
 }
 

@@ -62,5 +62,19 @@ inline float round_to_int8(const float* x, int8_t* q) {
     return scale;
 }
 
+// Rounds 32 numbers to x ≈ scale · (256 q + q_low) and returns the scale.
+inline float round_to_int16(const float* x, int8_t* q, int8_t* q_low) {
+    const float coarse = round_to_int8(x, q), scale = coarse / 256;
+    const bool normal = scale >= 0x1p-126f && coarse < 0x1p127f;
+    const Vec inverse = splat(normal ? 1 / coarse * 256 : 0);
+    for (int i = 0; i < 32; i += kLanes) {
+        if (!normal) store_int8(q + i, splat(0));
+        const Vec rest = fma(load_int8(q + i), splat(-coarse), load(x + i));
+        const Vec low = normal ? max(splat(-127), min(splat(127), rest * inverse)) : splat(0);
+        store_int8(q_low + i, low);
+    }
+    return scale;
+}
+
 }  // namespace
 }  // namespace gemmart::cpu

@@ -9,6 +9,7 @@
 #include <exception>
 #include <functional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace gemmart::cpu {
@@ -29,16 +30,29 @@ class ThreadPool {
     // whoever is free and waits until all are done.
     template <typename F>
     void each(int n, F&& item) {
+        each(n, std::forward<F>(item), [] {});
+    }
+
+    // The same, and whoever ends the last item goes on with then(), for which all wait too.
+    template <typename F, typename Then>
+    void each(int n, F&& item, Then&& then) {
+        if (n == 0) return;
         Phase& phase = phases_[at_++];
-        for (int i; (i = phase.next.fetch_add(1, std::memory_order_relaxed)) < n;) {
+        const auto guarded = [this](auto&& work) {
             try {
-                item(i);
+                work();
             } catch (...) {
                 fail(std::current_exception());
             }
-            if (phase.done.fetch_add(1, std::memory_order_acq_rel) + 1 == n && n_threads_ > 1) phase.done.notify_all();
+        };
+        for (int i; (i = phase.next.fetch_add(1, std::memory_order_relaxed)) < n;) {
+            guarded([&] { item(i); });
+            if (phase.done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) continue;
+            guarded(then);
+            phase.done.fetch_add(1, std::memory_order_acq_rel);
+            if (n_threads_ > 1) phase.done.notify_all();
         }
-        wait_until(phase.done, n);
+        wait_until(phase.done, n + 1);
     }
 
   private:

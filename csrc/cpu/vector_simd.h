@@ -21,9 +21,17 @@ int sum_of_16(const int8_t* q) {
 void quantize(const float* const* x, int n, int w, int n_cols, const ActivationArrays& to) {
     for (int g = 0; g < n_cols / kGroup; ++g)
         for (int c = 0; c < n; ++c) {
+            const float* block = x[c] + g * kGroup;
             int8_t* q = to.q + (g * w + c) * kGroup;
-            const float scale = round_to_int8(x[c] + g * kGroup, q);
-            put_sums(to, g, w, c, scale, sum_of_16(q), sum_of_16(q + 16));
+            if (to.q_low) {
+                int8_t* low = to.q_low + (g * w + c) * kGroup;
+                const float scale = round_to_int16(block, q, low);
+                put_sums(to, g, w, c, scale, 256 * sum_of_16(q) + sum_of_16(low),
+                         256 * sum_of_16(q + 16) + sum_of_16(low + 16));
+            } else {
+                const float scale = round_to_int8(block, q);
+                put_sums(to, g, w, c, scale, sum_of_16(q), sum_of_16(q + 16));
+            }
         }
 }
 
