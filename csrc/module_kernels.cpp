@@ -124,6 +124,8 @@ py::dict quantize(const std::string& isa, const Floats& x, bool two_terms) {
     out["q"] = rows(packed.q, n_cols, kGroup);
     if (two_terms) out["q_low"] = rows(packed.q_low, n_cols, kGroup);
     out["d"] = rows(packed.d, n_cols / 32, 1);
+    out["significand"] = rows(packed.significand, n_cols / 32, 1);
+    out["exponent"] = rows(packed.exponent, n_cols / 32, 1);
     out["ds32"] = rows(packed.ds32, n_cols / 32, 1);
     out["ds16"] = rows(packed.ds16, n_cols / 16, 1);
     out["s32"] = rows(packed.s32, n_cols / 32, 1);
@@ -256,8 +258,8 @@ void register_kernels(py::module_& parent) {
           "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
           "then a red zone of NaN.");
     m.def("quantize", quantize, py::arg("isa"), py::arg("x"), py::kw_only(), py::arg("two_terms") = false,
-          "x [n_tokens, n_cols] -> {q, d, ds32, ds16, s32, s16, x}, with two terms q_low too, a row a token "
-          "(csrc/cpu/layout.h).");
+          "x [n_tokens, n_cols] -> {q, d, significand, exponent, ds32, ds16, s32, s16, x}, with two terms q_low too, a row a "
+          "token (csrc/cpu/layout.h).");
     m.def(
         "rms_norm",
         [](const std::string& isa, const Floats& x, const Floats& weight, float eps) {

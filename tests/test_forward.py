@@ -42,7 +42,7 @@ class Rounded(reference.Weights):
     def matmul(self, name: str, x: reference.Array) -> reference.Array:
         if self.rounds and integer_product(self._tensors[f"{name}.weight"].tensor_type.name):
             two_terms = self.precise or name.endswith(("attn_q", "attn_k", "attn_v"))
-            x = sixteen_bits(x) if two_terms else eight_bits(x)
+            x = activations(x, two_terms)
         return super().matmul(name, x)
 
 
@@ -57,12 +57,16 @@ def eight_bits(x: reference.Array) -> reference.Array:
     return (np.rint(blocks / np.where(scale == 0, 1, scale)) * scale).reshape(x.shape)
 
 
-def sixteen_bits(x: reference.Array) -> reference.Array:
-    """The same, and a 256th of the scale times another int8 for the rest."""
+def activations(x: reference.Array, two_terms: bool) -> reference.Array:
+    """Blocks of 32, each an int8 times its scale, a number of four bits; the second term holds the rest, as an int8 times
+    a 256th of the scale."""
     blocks = x.reshape(*x.shape[:-1], -1, 32)
-    scale = np.abs(blocks).max(-1, keepdims=True) / 127 / 256
-    rest = np.rint((x - eight_bits(x)).reshape(blocks.shape) / np.where(scale == 0, 1, scale))
-    return eight_bits(x) + (np.clip(rest, -127, 127) * scale).reshape(x.shape)
+    power = 2.0 ** (np.frexp(np.abs(blocks).max(-1, keepdims=True) / 127)[1] - 4)
+    scale = np.ceil(np.abs(blocks).max(-1, keepdims=True) / 127 / power) * power
+    scale[scale == 0] = 1
+    first = np.rint(blocks / scale)
+    rest = np.rint((blocks / scale - first) * 256).clip(-127, 127) / 256
+    return ((first + rest if two_terms else first) * scale).reshape(x.shape)
 
 
 def bfloat16(x: reference.Array) -> reference.Array:

@@ -103,8 +103,8 @@ struct Buffers {
         const auto sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count * sizeof(int32_t))); };
         const auto bytes = [&](size_t count) { return reinterpret_cast<int8_t*>(take(count)); };
         const auto activations = [&](size_t n) {
-            return ActivationArrays{bytes(n),       bytes(n),     floats(n / 32), floats(n / 32),
-                                    floats(n / 16), sums(n / 32), sums(n / 16),   floats(n)};
+            return ActivationArrays{bytes(n),       bytes(n),       floats(n / 32), sums(n / 32), floats(n / 32),
+                                    floats(n / 32), floats(n / 16), sums(n / 32),   sums(n / 16), floats(n)};
         };
         x = floats(n_batch * config.dim), h = floats(n_batch * config.dim);
         proj = floats(n_batch * config.dim), attended = floats(n_batch * w.q);

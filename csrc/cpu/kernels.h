@@ -42,9 +42,10 @@ struct AttentionJob {
 struct Kernels {
     const char* isa;
 
-    // n columns of n_cols numbers, the columns from `to` on of a column group of width w. d = max|x| / 127, q = round
-    // to nearest even (x / d); a block with a NaN or an infinity gets a d that is not finite, so that the fault reaches
-    // the logits; q is 0 where d is not a normal number. With a second term d is a 256th of that, and q_low = round
+    // n columns of n_cols numbers, the columns from `to` on of a column group of width w. d = max|x| / 127,
+    // rounded up to a significand of four bits, q = round to nearest even (x / d); a block with a NaN or an infinity
+    // gets a d that is not finite, so that the fault reaches the logits; q is 0 where d is not a normal number. With a
+    // second term d is a 256th of that, and q_low = round
     // ((x − 256 d q) / d), at most 127.
     void (*quantize)(const float* const* x, int n, int w, int n_cols, const ActivationArrays& to);
     // A column group of width w as x [n_cols][w].
@@ -53,10 +54,11 @@ struct Kernels {
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c.
     // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) v (where half groups have scales: scale0 ·
     // Σ + scale1 · Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half
-    // groups: twice, with ds16); groups in order. Σ (u − bias) v is exact. Float formats (AMX has an order of its own
-    // for BF16): the sum of a group of 32 columns in order, then added to the total; groups in order. Against float64:
-    // |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is written beyond row
-    // n_rows - 1.
+    // groups: twice, with ds16); groups in order. Σ (u − bias) v is exact. With AVX-512 the significand of d is taken
+    // into the scales, which is exact too, and t times the power of 2 is added. Float formats (AMX has an order of its
+    // own for BF16): the sum of a group of 32 columns in order, then added to the total; groups in order. Against
+    // float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is written
+    // beyond row n_rows - 1.
     void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch);
 

@@ -53,9 +53,13 @@
 //
 // ACTIVATIONS, n_tokens columns, stand in column groups of width 16, … 16, then 8, 4, 2, 1 for the rest. The group that
 // begins at column c with width w begins at element c · (elements a column) of each array:
-//   q     int8  [n_cols / 32][w][32]  x ≈ d · v with v = q, |q| <= 127, one scale for kGroup = 32 numbers
+//   q     int8  [n_cols / 32][w][32]  x ≈ d · v with v = q, |q| <= 127, one scale for kGroup = 32 numbers, whose
+//               significand has four bits: one of kSignificands numbers times a power of 2, so that few products of it
+//               with a weight's scale exist
 //   q_low int8  the same, or null: a second term, |q_low| <= 127, for what rounding to q has lost: v = 256 q + q_low
 //   d     float [n_cols / 32][w]
+//   significand int32, exponent float [n_cols / 32][w]: d = (1 + significand / kSignificands) · 2^exponent; where d is
+//               infinite or NaN the exponent is too
 //   s32   int32 [n_cols / 32][w]      −Σ v over 32 numbers: times the bias, where the dot of a group begins
 //   s16   int32 [n_cols / 16][w]      −Σ v over 16 numbers
 //   ds32  float [n_cols / 32][w]      d · Σ v over 32 numbers
@@ -73,7 +77,8 @@ namespace gemmart::cpu {
 inline constexpr int kPanel = 16;     // rows a panel
 inline constexpr int kGroup = 32;     // columns an activation scale
 inline constexpr int kMaxWidth = 16;  // columns a column group
-inline constexpr int kBlock = 256;    // n_cols of every matrix is a multiple of kGroup; K formats need kBlock
+inline constexpr int kSignificands = 8;
+inline constexpr int kBlock = 256;  // n_cols of every matrix is a multiple of kGroup; K formats need kBlock
 
 struct Matrix {
     DType dtype;
@@ -85,7 +90,9 @@ struct Matrix {
 
 struct ActivationArrays {
     int8_t *q, *q_low;
-    float *d, *ds32, *ds16;
+    float* d;
+    int32_t* significand;
+    float *exponent, *ds32, *ds16;
     int32_t *s32, *s16;
     float* x;
 };
@@ -102,22 +109,46 @@ static inline int column_group_width(int n_left) {
 
 // The arrays from element `at` on, the beginning of a column group.
 static inline ActivationArrays arrays_at(const ActivationArrays& a, size_t at) {
-    return {a.q + at,         a.q_low ? a.q_low + at : nullptr,
-            a.d + at / 32,    a.ds32 + at / 32,
-            a.ds16 + at / 16, a.s32 + at / 32,
-            a.s16 + at / 16,  a.x + at};
+    return {a.q + at,
+            a.q_low ? a.q_low + at : nullptr,
+            a.d + at / 32,
+            a.significand + at / 32,
+            a.exponent + at / 32,
+            a.ds32 + at / 32,
+            a.ds16 + at / 16,
+            a.s32 + at / 32,
+            a.s16 + at / 16,
+            a.x + at};
 }
 
 // The arrays from column c of a column group on.
 static inline ActivationArrays arrays_from(const ActivationArrays& a, int c) {
     const size_t q = static_cast<size_t>(c) * kGroup;
-    return {a.q + q, a.q_low ? a.q_low + q : nullptr, a.d + c, a.ds32 + c, a.ds16 + c, a.s32 + c, a.s16 + c, a.x + c};
+    return {a.q + q,        a.q_low ? a.q_low + q : nullptr,
+            a.d + c,        a.significand + c,
+            a.exponent + c, a.ds32 + c,
+            a.ds16 + c,     a.s32 + c,
+            a.s16 + c,      a.x + c};
+}
+
+// scale, rounded up to four bits if it is a normal number.
+static inline float activation_scale(float scale) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &scale, 4);
+    if (bits < 0x00800000 || bits >= 0x7f000000) return scale;
+    bits = (bits + 0x000fffff) & 0xfff00000;
+    __builtin_memcpy(&scale, &bits, 4);
+    return scale;
 }
 
 // Group g of column c in a column group of width w: its scale, and the sums of its halves' v.
 static inline void put_sums(const ActivationArrays& to, int g, int w, int c, float scale, int sum0, int sum1) {
     const int at = g * w + c, half0 = 2 * g * w + c, half1 = half0 + w;
+    uint32_t bits;
+    __builtin_memcpy(&bits, &scale, 4);
     to.d[at] = scale;
+    to.significand[at] = bits >> 20 & (kSignificands - 1);
+    to.exponent[at] = bits < 0x7f800000 ? static_cast<float>(static_cast<int>(bits >> 23) - 127) : scale;
     to.s32[at] = -(sum0 + sum1);
     to.ds32[at] = scale * (sum0 + sum1);
     to.s16[half0] = -sum0, to.s16[half1] = -sum1;

@@ -72,15 +72,20 @@ struct AmxPanel {
     template <int Slot>
     GEMMART_INLINE void finish(int g, __m512 (&sum)[16]) const {
         if (g >= n_groups) return;
+        const Bytes weights = panel + g * Group::kBytes;
         Scales<V, kParts> scales;
-        Group::scales(panel + g * Group::kBytes, 0, scales);
-        const float* d = x.d + g * 16;
+        Group::scales(weights, 0, scales);
         const float* ds = (kParts == 1 ? x.ds32 : x.ds16) + g * kParts * 16;
 #pragma GCC unroll 16
         for (int c = 0; c < 16; ++c) {
-            __m512 t = V::mul(scales.scale[0], dot<Slot * kParts>(c));
-            if constexpr (kParts == 2) t = V::fma(scales.scale[1], dot<Slot * kParts + 1>(c), t);
-            sum[c] = V::fma(t, V::broadcast(d + c), sum[c]);
+            if constexpr (kFromTable<Group>) {
+                const __m512 t = V::mul(Group::scale(weights, x.significand[g * 16 + c]), dot<Slot>(c));
+                sum[c] = V::add(sum[c], V::times_power(t, x.exponent + g * 16 + c));
+            } else {
+                const __m512 t = V::mul(scales.scale[0], dot<Slot * kParts>(c));
+                sum[c] = V::fma(V::fma(scales.scale[kParts - 1], dot<Slot * kParts + kParts - 1>(c), t),
+                                V::broadcast(x.d + g * 16 + c), sum[c]);
+            }
             if constexpr (Group::kOffset) sum[c] = V::fnma(scales.offset[0], V::broadcast(ds + c), sum[c]);
             if constexpr (Group::kOffset && kParts == 2)
                 sum[c] = V::fnma(scales.offset[1], V::broadcast(ds + 16 + c), sum[c]);
@@ -129,10 +134,11 @@ struct AmxColumns {
         const auto without_bias = [](auto u) {
             return V::sub_bytes(u, _mm512_set1_epi8(static_cast<char>(Source::kBias)));
         };
-        each_unpacked<V, Source>(w, panel_begin, panel_end, scratch, without_bias, [&](const Span& span) {
-            auto* multiply = x.data.q_low ? whole_groups<2> : whole_groups<1>;
-            multiply(span, x, out, ld_out);
-        });
+        each_unpacked<V, Source, kManyPanels, kManyRoom>(
+            w, panel_begin, panel_end, scratch, without_bias, [&](const Span& span) {
+                auto* multiply = x.data.q_low ? whole_groups<2> : whole_groups<1>;
+                multiply(span, x, out, ld_out);
+            });
         multiply_few<V, Source>(w, x, x.n_tokens / 16 * 16, panel_begin, panel_end, out, ld_out, scratch);
     }
 

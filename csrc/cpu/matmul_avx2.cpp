@@ -23,6 +23,8 @@ struct Avx2 {
     static GEMMART_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static GEMMART_INLINE F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
 
+    static constexpr bool kFreePowers = false;
+
     static GEMMART_INLINE F halves(Bytes p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
     template <int Odd>
     static GEMMART_INLINE F bfloat16(B pairs) {

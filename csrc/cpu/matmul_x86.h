@@ -10,6 +10,7 @@
 //   F, B: kLanes floats, kLanes × 4 bytes
 //   set, broadcast, load, load_some, store_some (the first n), load_bytes, lane_bytes (a byte a lane)
 //   mul, add, fma (a · b + c), fnma (c − a · b)
+//   kFreePowers: whether to multiply by powers of 2 costs nothing: significand(d) and times_power(t, exponent)
 //   halves, bfloat16 (the even or odd ones of pairs), from_u8, from_s8: to floats
 //   low_nibble, high_nibble, two_bits, with_bit, with_bits45, look_up, store_bytes: the bytes of a slot
 //   signed_bytes, kSignedBias: int8 weights as what Dot<8> takes, and the number that this adds to each
@@ -19,6 +20,7 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "cpu/tables.h"
@@ -310,6 +312,14 @@ GEMMART_INLINE typename V::F load_sum(const Target& to, int c, int row) {
     return to.go_on ? V::load_some(to.out + c * to.ld + row, to.n_rows - row) : V::set(0);
 }
 
+// Whether an activation's scale d is used as significand and power of 2 where groups have so many scales: the
+// significand is taken into the weight's scale, from a table where this is unpacked, and to multiply by the power costs
+// nothing beside the dot products. A table of two scales a group would be too large.
+template <typename V, int Parts>
+constexpr bool kSplitsScales = V::kFreePowers && Parts == 1;
+template <typename Source>
+constexpr bool kFromTable = requires { Source::kTable; };
+
 // kTerms: of the activations.
 template <typename V, typename Source, int kTerms, int W, int C>
 struct IntegerSums {
@@ -328,6 +338,8 @@ struct IntegerSums {
         const float* d = x.d + column;
         const float* ds = (kParts == 1 ? x.ds32 : x.ds16) + column;
         const int32_t* sums = (kParts == 1 ? x.s32 : x.s16) + column;
+        [[maybe_unused]] const int32_t* significand = x.significand + column;
+        [[maybe_unused]] const float* exponent = x.exponent + column;
         for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes) {
             Scales<V, kGroups * kParts> scales;
             Source::scales(panel, lane, scales);
@@ -356,7 +368,15 @@ struct IntegerSums {
                                     u, terms[kTerm] + kC * kGroup + (kPart * kSlots + S) * 4);
                             });
                         });
-                        const auto scale = scales.scale[(turn + J) * kParts + kPart];
+                        const auto scale = [&](int c) __attribute__((always_inline)) {
+                            const auto weight_scale = scales.scale[(turn + J) * kParts + kPart];
+                            if constexpr (kFromTable<Source>)
+                                return Source::scale(panel, significand[c]);
+                            else if constexpr (kSplitsScales<V, kParts>)
+                                return V::mul(weight_scale, V::significand(d + c));
+                            else
+                                return weight_scale;
+                        };
                         unroll<C>([&](auto c) __attribute__((always_inline)) {
                             constexpr int kC = decltype(c)::value;
                             if constexpr (kChains == 2)
@@ -366,12 +386,15 @@ struct IntegerSums {
                             auto& last = dot[kTerms - 1][0][kC];
                             if constexpr (kTerms == 2) last.add_256_times(dot[0][0][kC]);
                             const auto value = last.sum();
-                            t[kC] = kPart ? V::fma(scale, value, t[kC]) : V::mul(scale, value);
+                            t[kC] = kPart ? V::fma(scale(kC), value, t[kC]) : V::mul(scale(kC), value);
                         });
                     });
                     unroll<C>([&](auto c) __attribute__((always_inline)) {
                         constexpr int kC = decltype(c)::value;
-                        sum[kC] = V::fma(t[kC], V::broadcast(d + kC), sum[kC]);
+                        if constexpr (kSplitsScales<V, kParts>)
+                            sum[kC] = V::add(sum[kC], V::times_power(t[kC], exponent + kC));
+                        else
+                            sum[kC] = V::fma(t[kC], V::broadcast(d + kC), sum[kC]);
                         if constexpr (Source::kOffset)
                             unroll<kParts>([&](auto part) __attribute__((always_inline)) {
                                 constexpr int kPart = decltype(part)::value;
@@ -381,6 +404,7 @@ struct IntegerSums {
                     });
                     unroll<kTerms>([&](auto term) __attribute__((always_inline)) { terms[term.value] += kGroup * W; });
                     d += W, ds += kParts * W, sums += kParts * W;
+                    significand += W, exponent += W;
                 });
         }
         unroll<C>([&](auto c) __attribute__((always_inline)) {
@@ -460,6 +484,8 @@ void multiply_group(const Span& w, const Activations& x, int begin, float* out, 
             const Bytes p = w.panels + panel * w.stride;
             const int row = w.row + panel * kPanel;
             const Target to{out + (begin + c) * ld_out + row, ld_out, w.n_rows - row, w.k0 > 0};
+            if (to.go_on)  // the sums of the next tile
+                for (int i = C; i < 2 * C; ++i) _mm_prefetch(to.out + i * ld_out, _MM_HINT_T0);
             const bool whole = w.n_panels - panel >= T::kPanels;
             for (int lane = 0; lane < kPanel; lane += V::kLanes) {
                 if constexpr (T::kPanels == 1)
@@ -515,22 +541,22 @@ void matmul_floats(const Matrix& w, const Activations& x, int panel_begin, int p
 
 // ---- Unpacked groups
 
-// A group with its bytes, scales and offsets unpacked, a source for the tiles.
+// A group with its bytes, scales and offsets unpacked, a source for the tiles. Where V splits the scales of
+// activations, each scale stands there times every significand.
 template <typename V, int Parts, int Bits, int Bias, bool Offset>
 struct UnpackedGroup {
     static constexpr int kColumns = kGroup, kTurn = 1, kParts = Parts, kBits = Bits, kBias = Bias;
-    static constexpr int kScaleBytes = kParts * kPanel * sizeof(float);
+    static constexpr int kScales = kSplitsScales<V, Parts> ? kSignificands : 1;
     static constexpr bool kOffset = Offset;
-    static constexpr int kBytes = kGroup * kPanel + kScaleBytes * (1 + kOffset);
+    static constexpr int kBytes = (kGroup + kParts * (kScales + kOffset) * static_cast<int>(sizeof(float))) * kPanel;
     template <int, int S>
     static GEMMART_INLINE typename V::B slot(Bytes p, int, int lane) {
         return V::load_bytes(p + 64 * S + 4 * lane);
     }
     static GEMMART_INLINE void scales(Bytes p, int lane, Scales<V, kParts>& out) {
-        const auto* numbers = reinterpret_cast<const float*>(p + kGroup * kPanel) + lane;
         for (int i = 0; i < kParts; ++i) {
-            out.scale[i] = V::load(numbers + i * kPanel);
-            if constexpr (kOffset) out.offset[i] = V::load(numbers + (kParts + i) * kPanel);
+            if constexpr (kScales == 1) out.scale[i] = V::load(number(p, i) + lane);
+            if constexpr (kOffset) out.offset[i] = V::load(number(p, kScales * kParts + i) + lane);
         }
     }
 
@@ -538,16 +564,35 @@ struct UnpackedGroup {
         V::store_bytes(group + 64 * s + 4 * lane, u);
     }
     static GEMMART_INLINE void store_scale(uint8_t* group, int part, int lane, typename V::F scale) {
-        V::store(reinterpret_cast<float*>(group + kGroup * kPanel) + part * kPanel + lane, scale);
+        for (int i = 0; i < kScales; ++i)
+            V::store(number(group, i * kParts + part) + lane,
+                     V::mul(scale, V::set(1 + static_cast<float>(i) / kSignificands)));
     }
     static GEMMART_INLINE void store_offset(uint8_t* group, int part, int lane, typename V::F offset) {
-        store_scale(group, kParts + part, lane, offset);
+        V::store(number(group, kScales * kParts + part) + lane, offset);
+    }
+
+  protected:
+    template <typename Byte>
+    static GEMMART_INLINE auto* number(Byte* group, int i) {
+        using Float = std::conditional_t<std::is_const_v<Byte>, const float, float>;
+        return reinterpret_cast<Float*>(group + kGroup * kPanel) + i * kPanel;
+    }
+};
+
+template <typename V, int Bits, int Bias, bool Offset>
+struct TabledGroup : UnpackedGroup<V, 1, Bits, Bias, Offset> {
+    static constexpr bool kTable = true;
+    static GEMMART_INLINE typename V::F scale(Bytes p, int significand) {
+        return V::load(TabledGroup::number(p, significand));
     }
 };
 
 // Those of a source.
 template <typename V, typename Source>
-using Unpacked = UnpackedGroup<V, Source::kParts, Source::kBits, Source::kBias, Source::kOffset>;
+using Unpacked =
+    std::conditional_t<kSplitsScales<V, Source::kParts>, TabledGroup<V, Source::kBits, Source::kBias, Source::kOffset>,
+                       UnpackedGroup<V, Source::kParts, Source::kBits, Source::kBias, Source::kOffset>>;
 
 // Those of matmul_unpacked.h have no slots: they unpack whole blocks into groups.
 template <typename Source>
@@ -585,15 +630,15 @@ GEMMART_INLINE void unpack(Bytes panel, int n_cols, uint8_t* to, Change change) 
     }
 }
 
-// Panels unpacked into scratch, a run of columns at a time: multiply(span) for each block of kPanels panels.
-template <typename V, typename Source, int kPanels = kBlockPanels, typename Change, typename Multiply>
+// Panels unpacked into scratch, kPanels at a time, a run of columns that fits into kRoom bytes: multiply(span).
+template <typename V, typename Source, int kPanels, int kRoom, typename Change, typename Multiply>
 void each_unpacked(const Matrix& w, int panel_begin, int panel_end, std::byte* scratch, Change change,
                    Multiply multiply) {
     using Group = Unpacked<V, Source>;
-    constexpr int kRun = kPanels == 1 ? 1024 : 2304;  // columns that are unpacked at a time, at most: L1, L2
-    static_assert(kPanels * kRun / kGroup * Group::kBytes <= kScratchBytes);
-    const int n_runs = (w.n_cols + kRun - 1) / kRun;
-    const int run = (w.n_cols / kGroup + n_runs - 1) / n_runs * kGroup / Source::kColumns * Source::kColumns;
+    constexpr int kMost = kRoom / kPanels / (Group::kBytes / kGroup * Source::kColumns);  // blocks
+    static_assert(kMost >= 1 && kRoom <= static_cast<int>(kScratchBytes));
+    const int n_blocks = w.n_cols / Source::kColumns, n_runs = (n_blocks + kMost - 1) / kMost;
+    const int run = (n_blocks + n_runs - 1) / n_runs * Source::kColumns;
     auto* unpacked = reinterpret_cast<uint8_t*>(scratch);
     for (int panel = panel_begin; panel < panel_end; panel += kPanels) {
         const int n_panels = least(kPanels, panel_end - panel);
@@ -608,12 +653,15 @@ void each_unpacked(const Matrix& w, int panel_begin, int panel_end, std::byte* s
     }
 }
 
-// Integer products with few columns, from `begin` on. Blocks are unpacked a panel at a time, which stays in L1.
+// A panel in L1, where to unpack is most of the work; several in L2, where all column groups pass over them.
+constexpr int kFewPanels = 1, kFewRoom = 24 << 10, kManyPanels = 4, kManyRoom = 512 << 10;
+
+// Integer products with few columns, from `begin` on.
 template <typename V, typename Source>
 void multiply_few(const Matrix& w, const Activations& x, int begin, int panel_begin, int panel_end, float* out,
                   size_t ld_out, std::byte* scratch) {
     if constexpr (kUnpacksBlocks<Source>)
-        each_unpacked<V, Source, 1>(
+        each_unpacked<V, Source, kFewPanels, kFewRoom>(
             w, panel_begin, panel_end, scratch, [](auto u) { return u; },
             [&](const Span& span) { multiply_integers<V, Unpacked<V, Source>>(span, x, begin, out, ld_out); });
     else
@@ -634,7 +682,7 @@ struct ManyColumns {
 
     static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                        std::byte* scratch) {
-        each_unpacked<V, Source>(
+        each_unpacked<V, Source, kManyPanels, kManyRoom>(
             w, panel_begin, panel_end, scratch, [](auto u) { return u; },
             [&](const Span& span) { multiply_integers<V, Unpacked<V, Source>>(span, x, 0, out, ld_out); });
     }

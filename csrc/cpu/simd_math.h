@@ -45,34 +45,30 @@ inline float tree_sum(float* x, int n) {
     return x[0];
 }
 
+inline float magnitude_of_32(const float* x) {
+    Vec largest = magnitude(load(x));
+    for (int i = kLanes; i < 32; i += kLanes) largest = max_bits(largest, magnitude(load(x + i)));
+    return largest_bits_of(largest);
+}
+
+inline bool is_normal(float x) { return x >= 0x1p-126f && x < 0x1p127f; }
+
+inline void round_32(const float* x, float inverse, int8_t* q) {
+    for (int i = 0; i < 32; i += kLanes) store_int8(q + i, load(x + i) * splat(inverse));
+}
+
+inline void clear_32(int8_t* q) {
+    for (int i = 0; i < 32; i += kLanes) store_int8(q + i, splat(0));
+}
+
 // Rounds 32 numbers to x ≈ scale · q and returns the scale, largest |x| / 127. Where that is not a normal number q is
 // zero: too small to divide by, or infinite or NaN, which then shows in every product.
 inline float round_to_int8(const float* x, int8_t* q) {
-    Vec largest = magnitude(load(x));
-    for (int i = kLanes; i < 32; i += kLanes) largest = max_bits(largest, magnitude(load(x + i)));
-    const float max = largest_bits_of(largest), scale = max / 127;
-    const bool normal = scale >= 0x1p-126f && scale < 0x1p127f;
-    const Vec inverse = splat(normal ? 127 / max : 0);
-    for (int i = 0; i < 32; i += kLanes) {
-        if (normal)
-            store_int8(q + i, load(x + i) * inverse);
-        else
-            store_int8(q + i, splat(0));
-    }
-    return scale;
-}
-
-// Rounds 32 numbers to x ≈ scale · (256 q + q_low) and returns the scale.
-inline float round_to_int16(const float* x, int8_t* q, int8_t* q_low) {
-    const float coarse = round_to_int8(x, q), scale = coarse / 256;
-    const bool normal = scale >= 0x1p-126f && coarse < 0x1p127f;
-    const Vec inverse = splat(normal ? 1 / coarse * 256 : 0);
-    for (int i = 0; i < 32; i += kLanes) {
-        if (!normal) store_int8(q + i, splat(0));
-        const Vec rest = fma(load_int8(q + i), splat(-coarse), load(x + i));
-        const Vec low = normal ? max(splat(-127), min(splat(127), rest * inverse)) : splat(0);
-        store_int8(q_low + i, low);
-    }
+    const float max = magnitude_of_32(x), scale = max / 127;
+    if (is_normal(scale))
+        round_32(x, 127 / max, q);
+    else
+        clear_32(q);
     return scale;
 }
 

@@ -20,9 +20,9 @@ void quantize_scalar(const float* const* x, int n, int w, int n_cols, const Acti
             }
             float max;
             std::memcpy(&max, &largest, 4);
-            const float coarse = max / 127, scale = to.q_low ? coarse / 256 : coarse;
-            const bool normal = std::isnormal(scale);
-            const float inverse = normal ? 127 / max : 0;
+            const float coarse = activation_scale(max / 127), scale = to.q_low ? coarse / 256 : coarse;
+            const bool normal = std::isnormal(scale) && std::isnormal(coarse);
+            const float inverse = normal ? 1 / coarse : 0;
             int sum[2] = {0, 0};
             for (int i = 0; i < kGroup; ++i) {
                 const int at = (g * w + c) * kGroup + i;
@@ -30,7 +30,7 @@ void quantize_scalar(const float* const* x, int n, int w, int n_cols, const Acti
                 to.q[at] = static_cast<int8_t>(value);
                 if (to.q_low) {
                     const float rest = normal ? std::fma(-coarse, static_cast<float>(value), block[i]) : 0;
-                    const float low = std::nearbyint(rest * (1 / coarse * 256));
+                    const float low = std::nearbyint(rest * (256 * inverse));
                     to.q_low[at] = static_cast<int8_t>(low > 127 ? 127 : low < -127 ? -127 : low);
                     value = 256 * value + to.q_low[at];
                 }

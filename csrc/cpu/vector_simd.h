@@ -22,16 +22,25 @@ void quantize(const float* const* x, int n, int w, int n_cols, const ActivationA
     for (int g = 0; g < n_cols / kGroup; ++g)
         for (int c = 0; c < n; ++c) {
             const float* block = x[c] + g * kGroup;
-            int8_t* q = to.q + (g * w + c) * kGroup;
-            if (to.q_low) {
-                int8_t* low = to.q_low + (g * w + c) * kGroup;
-                const float scale = round_to_int16(block, q, low);
-                put_sums(to, g, w, c, scale, 256 * sum_of_16(q) + sum_of_16(low),
-                         256 * sum_of_16(q + 16) + sum_of_16(low + 16));
+            const int at = (g * w + c) * kGroup;
+            int8_t *q = to.q + at, *low = to.q_low ? to.q_low + at : nullptr;
+            const float coarse = activation_scale(magnitude_of_32(block) / 127), scale = low ? coarse / 256 : coarse;
+            if (is_normal(scale) && is_normal(coarse)) {
+                const float inverse = 1 / coarse;
+                round_32(block, inverse, q);
+                for (int i = 0; low && i < kGroup; i += kLanes) {
+                    const Vec rest = fma(load_int8(q + i), splat(-coarse), load(block + i));
+                    store_int8(low + i, max(splat(-127), min(splat(127), rest * splat(256 * inverse))));
+                }
             } else {
-                const float scale = round_to_int8(block, q);
-                put_sums(to, g, w, c, scale, sum_of_16(q), sum_of_16(q + 16));
+                clear_32(q);
+                if (low) clear_32(low);
             }
+            const int sum0 = sum_of_16(q), sum1 = sum_of_16(q + 16);
+            if (low)
+                put_sums(to, g, w, c, scale, 256 * sum0 + sum_of_16(low), 256 * sum1 + sum_of_16(low + 16));
+            else
+                put_sums(to, g, w, c, scale, sum0, sum1);
         }
 }
 

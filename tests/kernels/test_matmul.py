@@ -73,19 +73,25 @@ def product(isa, name, weights, x, **options):
 
 
 def check(isa, name, weights, x, packed):
+    for two_terms in (False, True) if packed and name in QUANTS else (False,):
+        check_terms(isa, name, weights, x, packed, two_terms)
+
+
+def check_terms(isa, name, weights, x, packed, two_terms):
     """Against the sum in float64 over the numbers that the kernel is given."""
     w = decoded(name, weights)
     seen = x.astype(np.float64)
     offset = np.zeros_like(w)  # weight = scale * unsigned - offset: parts that are rounded apart
     if packed and name in QUANTS:
-        rounded = _core.kernels.quantize(isa, x)
-        seen = rounded["q"] * np.repeat(rounded["d"].astype(np.float64), 32, axis=1)
+        rounded = _core.kernels.quantize(isa, x, two_terms=two_terms)
+        v = 256 * rounded["q"].astype(int) + rounded["q_low"] if two_terms else rounded["q"]
+        seen = v * np.repeat(rounded["d"].astype(np.float64), 32, axis=1)
         if QUANTS[name]:
             quants, zero = QUANTS[name]
             blocks = weights.reshape(-1, FORMATS[name][1]).copy()
             blocks[:, quants] = zero
             offset = decoded(name, blocks.reshape(weights.shape))
-    error = np.abs(product(isa, name, weights, x, packed=packed) - seen @ w.T)
+    error = np.abs(product(isa, name, weights, x, packed=packed, two_terms=two_terms) - seen @ w.T)
     assert (error <= np.abs(seen) @ (1e-5 * np.abs(w) + 1e-6 * np.abs(offset)).T).all()  # false for a NaN
 
 
@@ -135,13 +141,15 @@ def test_extremes(isa, name, packed, bits, rng):
 
 @every_isa
 @every_matrix
-def test_token_counts_give_the_same_bits(isa, name, packed, rng):
+@pytest.mark.parametrize("two_terms", [False, True])
+def test_token_counts_give_the_same_bits(isa, name, packed, two_terms, rng):
     weights = random_weights(name, rng, 70, 1280)  # five panels: the tiles of several and of one
     x = rng.standard_normal((40, 1280)).astype(np.float32)
-    alone = np.concatenate([product(isa, name, weights, row[None], packed=packed) for row in x])
+    options = {"packed": packed, "two_terms": two_terms}
+    alone = np.concatenate([product(isa, name, weights, row[None], **options) for row in x])
     assert np.isfinite(alone).all()
     for n_tokens in (*range(2, 21), 40):
-        np.testing.assert_array_equal(product(isa, name, weights, x[:n_tokens], packed=packed), alone[:n_tokens])
+        np.testing.assert_array_equal(product(isa, name, weights, x[:n_tokens], **options), alone[:n_tokens])
 
 
 @every_isa

@@ -188,28 +188,45 @@ def activations(rng, n_tokens, n_cols):
     return x.reshape(n_tokens, n_cols)
 
 
+def four_bits(d):
+    """Normal numbers rounded up to a significand of four bits."""
+    short = ((d.view(np.uint32) + np.uint32(0xFFFFF)) & np.uint32(0xFFF00000)).view(np.float32)
+    return np.where(d >= np.finfo(np.float32).tiny, short, d)
+
+
+@pytest.mark.parametrize("two_terms", [False, True])
 @pytest.mark.parametrize("n_tokens", range(1, 18))
-def test_quantize_is_its_definition(isa, rng, n_tokens):
+def test_quantize_is_its_definition(isa, rng, n_tokens, two_terms):
     n_cols = 32 * 45
     x = activations(rng, n_tokens, n_cols)
-    out = kernels.quantize(isa, x)
+    out = kernels.quantize(isa, x, two_terms=two_terms)
     assert same_bits(out["x"], x)
     blocks = x.reshape(n_tokens, -1, 32)
-    largest = np.abs(blocks).max(-1)
-    d = largest / np.float32(127)
+    coarse = four_bits(np.abs(blocks).max(-1) / np.float32(127))
+    d = coarse / np.float32(256) if two_terms else coarse
     assert same_bits(out["d"], d)
     usable = d >= np.finfo(np.float32).tiny
+    parts = (1 + out["significand"] / 8) * 2.0 ** out["exponent"]
+    np.testing.assert_array_equal(parts[usable], d[usable])
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        q = np.rint(blocks * (np.float32(127) / largest)[..., None])
+        q = np.rint(blocks * (np.float32(1) / coarse)[..., None])
     q = np.where(usable[..., None], q, 0).astype(np.int64)
     np.testing.assert_array_equal(out["q"].reshape(blocks.shape), q)
     assert np.abs(q).max() == 127
+    v = q
+    if two_terms:
+        low = out["q_low"].reshape(blocks.shape).astype(np.int64)
+        assert low.min() == -127
+        assert low.max() == 127
+        v = 256 * q + low
+    largest_error = 1.0001 if two_terms else 0.50001  # two terms: where 127.5 and more of the second one are cut
     assert (
-        np.abs(blocks - d[..., None].astype(np.float64) * q) <= np.where(usable, d * 0.50001, 2e-36)[..., None]
+        np.abs(blocks - d[..., None].astype(np.float64) * v) <= np.where(usable, d * largest_error, 2e-36)[..., None]
     ).all()
-    assert same_bits(out["ds32"], d * q.sum(-1).astype(np.float32))
+    assert same_bits(out["ds32"], d * v.sum(-1).astype(np.float32))
+    np.testing.assert_array_equal(out["s32"], -v.sum(-1))
     assert same_bits(
-        out["ds16"], (d[..., None] * q.reshape(n_tokens, -1, 2, 16).sum(-1)).astype(np.float32).reshape(n_tokens, -1)
+        out["ds16"], (d[..., None] * v.reshape(n_tokens, -1, 2, 16).sum(-1)).astype(np.float32).reshape(n_tokens, -1)
     )
 
 
