@@ -1,6 +1,8 @@
 // Which instruction sets this build has and this CPU runs; the kernel table of each.
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -13,7 +15,7 @@
 namespace gemmart::cpu {
 namespace {
 
-enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16, AMX = 32 };
+enum Feature { AVX2 = 1, FMA = 2, F16C = 4, AVX512 = 8, AVX512VNNI = 16, AMX = 32, AVXVNNI = 64 };
 
 constexpr struct {
     Feature feature;
@@ -21,6 +23,7 @@ constexpr struct {
 } kFeatures[] = {{AVX2, "avx2"},
                  {FMA, "fma"},
                  {F16C, "f16c"},
+                 {AVXVNNI, "avx_vnni"},
                  {AVX512, "avx512f, bw, dq, vl"},
                  {AVX512VNNI, "avx512vnni"},
                  {AMX, "amx-int8, amx-bf16, avx512_bf16, or leave to use them"}};
@@ -51,6 +54,10 @@ int cpu_features() {
         __builtin_cpu_supports("avx512vl"))
         found |= AVX512;
     if (__builtin_cpu_supports("avx512vnni")) found |= AVX512VNNI;
+    // GCC 12 does not know this one's name.
+    constexpr unsigned kAvxVnni = 1u << 4;
+    unsigned a, b, c, d;
+    if ((found & AVX2) && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni)) found |= AVXVNNI;
     if (may_use_amx()) found |= AMX;
 #endif
     return found;
@@ -74,6 +81,15 @@ void fill_avx2(Kernels& k) {
 }
 #else
 constexpr Fill fill_avx2 = nullptr;
+#endif
+
+#ifdef GEMMART_HAVE_avxvnni
+void fill_avxvnni(Kernels& k) {
+    fill_matmul_avxvnni(k);
+    fill_peak_avxvnni(k);
+}
+#else
+constexpr Fill fill_avxvnni = nullptr;
 #endif
 
 #ifdef GEMMART_HAVE_avx512vnni

@@ -13,6 +13,8 @@ void fill_matmul_avx2(Kernels& k);
 void fill_vector_avx2(Kernels& k);
 void fill_attention_avx2(Kernels& k);
 void fill_peak_avx2(Kernels& k);
+void fill_matmul_avxvnni(Kernels& k);
+void fill_peak_avxvnni(Kernels& k);
 void fill_matmul_avx512vnni(Kernels& k);
 void fill_vector_avx512vnni(Kernels& k);
 void fill_attention_avx512vnni(Kernels& k);
