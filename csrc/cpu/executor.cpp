@@ -5,7 +5,9 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <map>
+#include <utility>
 
 #include "cpu/kernels.h"
 #include "error.h"
@@ -77,10 +79,40 @@ struct Widths {
     }
 };
 
+// How the panels of a product are shared out. With few rows the work is reading: each thread has one long run, since
+// the hardware reads ahead in a run only, and what is left is shared out in short ones, so that all end together. With
+// many rows all items are alike.
+constexpr int kManyRowsPanels = 8;
+class PanelItems {
+  public:
+    // unit: least panels of an item; most: panels that one may have
+    PanelItems(int n_panels, int n_threads, int n_rows, int unit, int most = std::numeric_limits<int>::max())
+        : n_panels_(n_panels) {
+        constexpr int kShortItems = 4;  // a thread
+        if (n_rows > kMaxWidth) {
+            short_ = std::max(kManyRowsPanels, unit);
+            return;
+        }
+        n_long_ = n_threads;
+        long_ = std::min(n_panels / n_threads * 7 / 8, most) / unit * unit;
+        const int left = n_panels - n_long_ * long_;
+        short_ = std::min(left / (n_threads * kShortItems) + unit, most) / unit * unit;
+    }
+    int size() const { return n_long_ + (n_panels_ - n_long_ * long_ + short_ - 1) / short_; }
+    std::pair<int, int> operator[](int i) const {
+        if (i < n_long_) return {i * long_, (i + 1) * long_};
+        const int begin = n_long_ * long_ + (i - n_long_) * short_;
+        return {begin, std::min(n_panels_, begin + short_)};
+    }
+
+  private:
+    int n_panels_, n_long_ = 0, long_ = 0, short_;
+};
+
 // Tokens of a segment that are few: its attention is split by ranges, since the work is reading the cache.
 constexpr int kFewTokens = 8;
-// Panels of gate and up that a thread computes before it applies the activation.
-constexpr int kChunkPanels = 8, kChunkRows = kChunkPanels * kPanel;
+// Numbers of gate, and of up, that a thread computes before it applies the activation.
+size_t chunk_numbers(int n_batch) { return std::max<size_t>(n_batch * kPanel * kManyRowsPanels, 1 << 16); }
 
 // All that a pass writes.
 struct Buffers {
@@ -93,7 +125,7 @@ struct Buffers {
     std::vector<std::byte*> scratch;            // a thread
     std::vector<float*> row_partials;           // a thread: [kMaxAttentionRows][partial_size]
     std::vector<float*> queries;                // a thread: [kMaxAttentionRows][head_dim]
-    std::vector<std::array<float*, 2>> chunks;  // a thread: gate and up [n_batch, kChunkRows]
+    std::vector<std::array<float*, 2>> chunks;  // a thread: gate and up [chunk_numbers]
 
     // take(bytes): where they stand. Called once to count them, and once to have them.
     template <typename Take>
@@ -116,7 +148,7 @@ struct Buffers {
             scratch.push_back(take(kScratchBytes));
             row_partials.push_back(floats(kMaxAttentionRows * partial_size(2 * w.half_head)));
             queries.push_back(floats(kMaxAttentionRows * 2 * w.half_head));
-            chunks.push_back({floats(n_batch * kChunkRows), floats(n_batch * kChunkRows)});
+            chunks.push_back({floats(chunk_numbers(n_batch)), floats(chunk_numbers(n_batch))});
         }
     }
 };
@@ -311,22 +343,20 @@ struct CpuExecutor::Impl {
     template <typename Next>
     void multiply(int thread, const char* name, int n_rows, const ActivationArrays& input,
                   std::initializer_list<Product> products, const Next& next) {
-        constexpr int kItemsAThread = 32;
         int n_panels = 0;
         for (const Product& p : products) n_panels += (p.w->n_rows + kPanel - 1) / kPanel;
-        const int grain = std::max(n_panels / (pool.size() * kItemsAThread), n_rows > kMaxWidth ? 8 : 1);
-        int n_items = 0;
-        for (const Product& p : products) n_items += ((p.w->n_rows + kPanel - 1) / kPanel + grain - 1) / grain;
+        const PanelItems items(n_panels, pool.size(), n_rows, 1);
         const auto item = [&](int i) {
+            auto [begin, end] = items[i];  // of all products' panels, one matrix behind the other
             for (const auto& [w, out] : products) {
-                const int panels = (w->n_rows + kPanel - 1) / kPanel, items = (panels + grain - 1) / grain;
-                if (i < items)
-                    return multiply_panels(thread, n_rows, input, *w, i * grain, std::min(panels, (i + 1) * grain),
-                                           out + i * grain * kPanel, w->n_rows);
-                i -= items;
+                const int panels = (w->n_rows + kPanel - 1) / kPanel, first = std::max(begin, 0);
+                if (first < std::min(end, panels))
+                    multiply_panels(thread, n_rows, input, *w, first, std::min(end, panels), out + first * kPanel,
+                                    w->n_rows);
+                begin -= panels, end -= panels;
             }
         };
-        run(thread, name, n_items, item, next);
+        run(thread, name, items.size(), item, next);
     }
 
     // out [n_rows, ld_out] <- the rows of panels [begin, end)
@@ -341,23 +371,22 @@ struct CpuExecutor::Impl {
     // Phase: buffers.act <- act(gate) · up of n_rows rows, a chunk of columns at a time.
     void multiply_gated(int thread, int n_rows, const ActivationArrays& input, const Layer& l,
                         const ActivationArrays& to) {
-        constexpr int kItemsAThread = 32;
-        const int n_panels = (l.gate.n_rows + kPanel - 1) / kPanel;
-        // of two panels: what is rounded together stands in two
-        const int grain = std::clamp(n_panels / (pool.size() * kItemsAThread) / 2 * 2,
-                                     n_rows > kMaxWidth ? kChunkPanels : 2, kChunkPanels);
+        // Two panels are the least: what is rounded together stands in two.
+        const PanelItems items((l.gate.n_rows + kPanel - 1) / kPanel, pool.size(), n_rows, 2,
+                               static_cast<int>(chunk_numbers(n_batch) / kPanel / n_rows));
         const auto [gate, up] = buffers.chunks[thread];
-        pool.each((n_panels + grain - 1) / grain, [&](int item) {
-            const int begin = item * grain, end = std::min(n_panels, begin + grain);
-            multiply_panels(thread, n_rows, input, l.gate, begin, end, gate, kChunkRows);
-            multiply_panels(thread, n_rows, input, l.up, begin, end, up, kChunkRows);
+        pool.each(items.size(), [&](int item) {
+            const auto [begin, end] = items[item];
             const int first = begin * kPanel, n_numbers = std::min(end * kPanel, l.gate.n_rows) - first;
+            const size_t ld = (end - begin) * kPanel;
+            multiply_panels(thread, n_rows, input, l.gate, begin, end, gate, ld);
+            multiply_panels(thread, n_rows, input, l.up, begin, end, up, ld);
             for (int c = 0, width; c < n_rows; c += width) {
                 width = column_group_width(n_rows - c);
                 std::array<const float*, kMaxWidth> columns;
                 for (int i = 0; i < width; ++i) {
-                    float* g = gate + (c + i) * kChunkRows;
-                    kernels.gate(config.activation, g, up + (c + i) * kChunkRows, n_numbers, g);
+                    float* g = gate + (c + i) * ld;
+                    kernels.gate(config.activation, g, up + (c + i) * ld, n_numbers, g);
                     columns[i] = g;
                 }
                 const ActivationArrays at =
