@@ -1,7 +1,7 @@
 """A sequence's logits are the same bits alone or in company.
 
 Random batches grow random sequences: fresh ones, ones that begin with a cached prefix, forks; in chunks of any length,
-trimmed and continued, in pages that others gave back, on one thread or two. Each row of logits must equal the one that
+trimmed and continued, in pages that others gave back, on one to three threads. Each row of logits must equal the one that
 the same tokens give in a context of their own, computed in one go on one thread.
 
 GEMMART_BATCHES says how many batches to try in all (default 288).
@@ -44,7 +44,7 @@ class Company:
             path,
             kv_type=kv_type,
             precise=precise,
-            n_threads=int(rng.integers(1, 3)),
+            n_threads=int(rng.integers(1, 4)),
             n_batch=N_BATCH,
             n_kv_tokens=int(rng.choice([8, 24, 64])) * PAGE,
             n_sequences=int(rng.integers(1, 9)),
