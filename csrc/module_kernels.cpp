@@ -258,7 +258,8 @@ void register_kernels(py::module_& parent) {
           "weights uint8 [n_rows, row bytes], x [n_tokens, n_cols] -> float32 [n_tokens, n_rows + 32]: the product, "
           "then a red zone of NaN.");
     m.def("quantize", quantize, py::arg("isa"), py::arg("x"), py::kw_only(), py::arg("two_terms") = false,
-          "x [n_tokens, n_cols] -> {q, d, significand, exponent, ds32, ds16, s32, s16, x}, with two terms q_low too, a row a "
+          "x [n_tokens, n_cols] -> {q, d, significand, exponent, ds32, ds16, s32, s16, x}, with two terms q_low too, a "
+          "row a "
           "token (csrc/cpu/layout.h).");
     m.def(
         "rms_norm",
