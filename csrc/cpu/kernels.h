@@ -54,11 +54,11 @@ struct Kernels {
     // out[c · ld_out + r] = Σ_k w[r, k] · x[k, c] for rows r of panels [panel_begin, panel_end) and all columns c.
     // Integer formats: in each group of 32 columns, t = scale · Σ (u − bias) v (where half groups have scales: scale0 ·
     // Σ + scale1 · Σ, two half groups), sum = sum + t · d, and where there is an offset sum = sum − offset · ds32 (half
-    // groups: twice, with ds16); groups in order. Σ (u − bias) v is exact. With AVX-512 the significand of d is taken
-    // into the scales, which is exact too, and t times the power of 2 is added. Float formats (AMX has an order of its
-    // own for BF16): the sum of a group of 32 columns in order, then added to the total; groups in order. Against
-    // float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not alias anything; nothing is written
-    // beyond row n_rows - 1.
+    // groups: twice, with ds16); groups in order. Σ (u − bias) v is exact. With AVX-512, where a group
+    // has one scale, the significand of d is taken into it, which is exact too, and t times the power of 2 is added.
+    // Float formats (AMX has an order of its own for BF16): the sum of a group of 32 columns in order, then added to
+    // the total; groups in order. Against float64: |error| <= 1e-5 · Σ |w · x| + 1e-6 · Σ |offset · x|. out must not
+    // alias anything; nothing is written beyond row n_rows - 1.
     void (*matmul)(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                    std::byte* scratch);
 
