@@ -5,11 +5,11 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <map>
+#include <utility>
 
-#include "cpu/buffers.h"
 #include "cpu/kernels.h"
-#include "cpu/panel_items.h"
 #include "error.h"
 #include "kv_cache.h"
 
@@ -62,8 +62,97 @@ std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
     return all;
 }
 
+struct Widths {
+    int q = 0, kv = 0, ffn = 0;  // the widest layer's
+    int in = 0;                  // the widest input of all products but the last of a layer
+    int n_heads = 0, half_head = 0;
+
+    explicit Widths(const Config& config) {
+        for (const LayerFacts& l : config.layers) {
+            q = std::max(q, l.n_heads * l.head_dim);
+            kv = std::max(kv, l.n_kv_heads * l.head_dim);
+            ffn = std::max(ffn, l.ffn_dim);
+            n_heads = std::max(n_heads, l.n_heads);
+            half_head = std::max(half_head, l.head_dim / 2);
+        }
+        in = std::max(config.dim, q);
+    }
+};
+
+// How the panels of a product are shared out. With few rows the work is reading: each thread has one long run, since
+// the hardware reads ahead in a run only, and what is left is shared out in short ones, so that all end together. With
+// many rows all items are alike.
+constexpr int kManyRowsPanels = 8;
+class PanelItems {
+  public:
+    // unit: least panels of an item; most: panels that one may have
+    PanelItems(int n_panels, int n_threads, int n_rows, int unit, int most = std::numeric_limits<int>::max())
+        : n_panels_(n_panels) {
+        constexpr int kShortItems = 4;  // a thread
+        if (n_rows > kMaxWidth) {
+            short_ = std::max(kManyRowsPanels, unit);
+            return;
+        }
+        n_long_ = n_threads;
+        long_ = std::min(n_panels / n_threads * 7 / 8, most) / unit * unit;
+        const int left = n_panels - n_long_ * long_;
+        short_ = std::min(left / (n_threads * kShortItems) + unit, most) / unit * unit;
+    }
+    int size() const { return n_long_ + (n_panels_ - n_long_ * long_ + short_ - 1) / short_; }
+    std::pair<int, int> operator[](int i) const {
+        if (i < n_long_) return {i * long_, (i + 1) * long_};
+        const int begin = n_long_ * long_ + (i - n_long_) * short_;
+        return {begin, std::min(n_panels_, begin + short_)};
+    }
+
+  private:
+    int n_panels_, n_long_ = 0, long_ = 0, short_;
+};
+
 // Tokens of a segment that are few: its attention is split by ranges, since the work is reading the cache.
 constexpr int kFewTokens = 8;
+// Numbers of gate, and of up, that a thread computes before it applies the activation.
+size_t chunk_numbers(int n_batch) { return std::max<size_t>(n_batch * kPanel * kManyRowsPanels, 1 << 16); }
+
+// All that a pass writes.
+struct Buffers {
+    float *x, *h;                               // [n_batch, dim]: the residual stream; its norm
+    float *proj, *attended;                     // [n_batch, dim], [n_batch, widths.q]
+    float *q, *k, *v;                           // [n_batch, widths.q], [n_batch, widths.kv] twice
+    float *cosines, *sines;                     // [n_ropes, n_batch, widths.half_head]
+    ActivationArrays input;                     // of the next products [n_batch, widths.in]
+    ActivationArrays act;                       // of the last product of a layer [n_batch, widths.ffn]
+    std::vector<std::byte*> scratch;            // a thread
+    std::vector<float*> row_partials;           // a thread: [kMaxAttentionRows][partial_size]
+    std::vector<float*> queries;                // a thread: [kMaxAttentionRows][head_dim]
+    std::vector<std::array<float*, 2>> chunks;  // a thread: gate and up [chunk_numbers]
+
+    // take(bytes): where they stand. Called once to count them, and once to have them.
+    template <typename Take>
+    Buffers(const Config& config, size_t n_batch, int n_threads, Take take) {
+        const Widths w(config);
+        const auto floats = [&](size_t count) { return reinterpret_cast<float*>(take(count * sizeof(float))); };
+        const auto sums = [&](size_t count) { return reinterpret_cast<int32_t*>(take(count * sizeof(int32_t))); };
+        const auto bytes = [&](size_t count) { return reinterpret_cast<int8_t*>(take(count)); };
+        const auto activations = [&](size_t n) {
+            return ActivationArrays{bytes(n),       bytes(n),       floats(n / 32), sums(n / 32), floats(n / 32),
+                                    floats(n / 32), floats(n / 16), sums(n / 32),   sums(n / 16), floats(n)};
+        };
+        x = floats(n_batch * config.dim), h = floats(n_batch * config.dim);
+        proj = floats(n_batch * config.dim), attended = floats(n_batch * w.q);
+        q = floats(n_batch * w.q), k = floats(n_batch * w.kv), v = floats(n_batch * w.kv);
+        cosines = floats(config.ropes.size() * n_batch * w.half_head);
+        sines = floats(config.ropes.size() * n_batch * w.half_head);
+        input = activations(n_batch * w.in), act = activations(n_batch * w.ffn);
+        for (int i = 0; i < n_threads; ++i) {
+            scratch.push_back(take(kScratchBytes));
+            row_partials.push_back(floats(kMaxAttentionRows * partial_size(2 * w.half_head)));
+            queries.push_back(floats(kMaxAttentionRows * 2 * w.half_head));
+            chunks.push_back({floats(chunk_numbers(n_batch)), floats(chunk_numbers(n_batch))});
+        }
+    }
+};
+
 // Panels of w from panel `first` on.
 Matrix panels_from(Matrix w, int first) {
     w.data += first * w.stride * (w.packed ? 1 : kPanel);
@@ -285,7 +374,7 @@ struct CpuExecutor::Impl {
         // Two panels are the least: what is rounded together stands in two.
         const PanelItems items((l.gate.n_rows + kPanel - 1) / kPanel, pool.size(), n_rows, 2,
                                static_cast<int>(chunk_numbers(n_batch) / kPanel / n_rows));
-        float *gate = buffers.chunks[thread][0], *up = buffers.chunks[thread][1];
+        const auto [gate, up] = buffers.chunks[thread];
         pool.each(items.size(), [&](int item) {
             const auto [begin, end] = items[item];
             const int first = begin * kPanel, n_numbers = std::min(end * kPanel, l.gate.n_rows) - first;
