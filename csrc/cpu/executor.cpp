@@ -374,7 +374,7 @@ struct CpuExecutor::Impl {
         // Two panels are the least: what is rounded together stands in two.
         const PanelItems items((l.gate.n_rows + kPanel - 1) / kPanel, pool.size(), n_rows, 2,
                                static_cast<int>(chunk_numbers(n_batch) / kPanel / n_rows));
-        const auto [gate, up] = buffers.chunks[thread];
+        float *const gate = buffers.chunks[thread][0], *const up = buffers.chunks[thread][1];
         pool.each(items.size(), [&](int item) {
             const auto [begin, end] = items[item];
             const int first = begin * kPanel, n_numbers = std::min(end * kPanel, l.gate.n_rows) - first;

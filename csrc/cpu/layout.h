@@ -4,8 +4,8 @@
 // WEIGHTS stand in panels of kPanel = 16 rows, so that a vector lane belongs to one output row and nothing is ever
 // summed across lanes. A panel is the sequence of its blocks in order of column; a packed block holds kPanel blocks of
 // the file, permuted: no number is changed and no byte added. What is used first stands first, so that the hardware
-// sees one stream: it reads ahead better than any prefetch instruction. "Slot" s of a group of 32 columns is its
-// columns 4s … 4s+3 for all rows: [16 rows][4].
+// sees one stream and reads ahead. "Slot" s of a group of 32 columns is its columns 4s … 4s+3 for all rows: [16
+// rows][4].
 //
 // clang-format off
 //   Q4_0    d f16[16] | qs [4 slots][16][4]: slot s < 4: low nibbles of qs[s]; slot s >= 4: high nibbles of qs[s - 4]

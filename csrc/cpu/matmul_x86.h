@@ -319,98 +319,123 @@ template <typename V, int Parts>
 constexpr bool kSplitsScales = V::kFreePowers && Parts == 1;
 template <typename Source>
 constexpr bool kFromTable = requires { Source::kTable; };
+template <typename Source>
+constexpr bool kUnpacked = requires { Source::kUnpacked; };
+
+// Bytes between what is used and what is fetched into L2. Nothing is fetched of a source that stands there, nor where
+// the work is little and even: the hardware reads ahead by itself then, and better.
+template <typename Source, int C>
+constexpr int kAhead = kUnpacked<Source> || (Source::kColumns == kGroup && C <= 2) ? 0 : 8192;
 
 // kTerms: of the activations.
 template <typename V, typename Source, int kTerms, int W, int C>
 struct IntegerSums {
     static constexpr int kPanels = 1, kMost = V::kTile / kTerms;
+    static constexpr int kRows = kUnpacked<Source> ? V::kLanes : kPanel;  // what memory gives is read once
+    static constexpr int kGroups = Source::kColumns / kGroup, kParts = Source::kParts, kRuns = kRows / V::kLanes;
+    // One column is short of independent work.
+    static constexpr int kChains = kParts == 1 && C * kTerms <= 2 ? 2 : 1;
 
     static void multiply(Bytes panel, size_t, int n_cols, const ActivationArrays& x, int column, const Target& to,
                          int lane) {
-        constexpr int kGroups = Source::kColumns / kGroup, kParts = Source::kParts;
-        // One column is short of independent work.
-        constexpr int kChains = kParts == 1 && C * kTerms <= 2 ? 2 : 1;
-        typename V::F sum[C];
-        unroll<C>([&](auto c) __attribute__((always_inline)) {
-            sum[decltype(c)::value] = load_sum<V>(to, decltype(c)::value, lane);
+        typename V::F sum[kRuns][C];
+        unroll<kRuns * C>([&](auto i) __attribute__((always_inline)) {
+            constexpr int kRun = decltype(i)::value / C, kC = decltype(i)::value % C;
+            sum[kRun][kC] = load_sum<V>(to, kC, lane + kRun * V::kLanes);
         });
-        const int8_t* terms[2] = {x.q + kGroup * column, kTerms == 2 ? x.q_low + kGroup * column : nullptr};
-        const float* d = x.d + column;
-        const float* ds = (kParts == 1 ? x.ds32 : x.ds16) + column;
-        const int32_t* sums = (kParts == 1 ? x.s32 : x.s16) + column;
-        [[maybe_unused]] const int32_t* significand = x.significand + column;
-        [[maybe_unused]] const float* exponent = x.exponent + column;
+        ActivationArrays at = arrays_from(x, column);
         for (int k = 0; k < n_cols; k += Source::kColumns, panel += Source::kBytes) {
-            Scales<V, kGroups * kParts> scales;
-            Source::scales(panel, lane, scales);
-            for (int turn = 0; turn < kGroups; turn += Source::kTurn)
-                unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
-                    constexpr int J = decltype(j)::value;
-                    typename V::F t[C];
-                    unroll<kParts>([&](auto part) __attribute__((always_inline)) {
-                        constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;
-                        typename V::template Dot<Source::kBits> dot[kTerms][kChains][C];
-                        unroll<C>([&](auto c) __attribute__((always_inline)) {
-                            constexpr int kC = decltype(c)::value;
-                            dot[kTerms - 1][0][kC].template begin<Source::kBias>(sums + kPart * W + kC);
-                            if constexpr (kTerms == 2) dot[0][0][kC].template begin<0>(sums);
-                            if constexpr (kChains == 2)
-                                unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
-                                    dot[decltype(term)::value][1][kC].template begin<0>(sums);
-                                });
-                        });
-                        unroll<kSlots>([&](auto s) __attribute__((always_inline)) {
-                            constexpr int S = decltype(s)::value;
-                            const auto u = Source::template slot<J, kPart * kSlots + S>(panel, turn + J, lane);
-                            unroll<kTerms * C>([&](auto i) __attribute__((always_inline)) {
-                                constexpr int kTerm = decltype(i)::value / C, kC = decltype(i)::value % C;
-                                dot[kTerm][S % kChains][kC].template add<S / kChains>(
-                                    u, terms[kTerm] + kC * kGroup + (kPart * kSlots + S) * 4);
-                            });
-                        });
-                        const auto scale = [&](int c) __attribute__((always_inline)) {
-                            const auto weight_scale = scales.scale[(turn + J) * kParts + kPart];
-                            if constexpr (kFromTable<Source>)
-                                return Source::scale(panel, significand[c]);
-                            else if constexpr (kSplitsScales<V, kParts>)
-                                return V::mul(weight_scale, V::significand(d + c));
-                            else
-                                return weight_scale;
-                        };
-                        unroll<C>([&](auto c) __attribute__((always_inline)) {
-                            constexpr int kC = decltype(c)::value;
-                            if constexpr (kChains == 2)
-                                unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
-                                    dot[decltype(term)::value][0][kC].add(dot[decltype(term)::value][1][kC]);
-                                });
-                            auto& last = dot[kTerms - 1][0][kC];
-                            if constexpr (kTerms == 2) last.add_256_times(dot[0][0][kC]);
-                            const auto value = last.sum();
-                            t[kC] = kPart ? V::fma(scale(kC), value, t[kC]) : V::mul(scale(kC), value);
-                        });
-                    });
+            unroll<kRuns>([&](auto run) __attribute__((always_inline)) {
+                add_block(panel, lane + run.value * V::kLanes, at, sum[run.value]);
+            });
+            at = arrays_at(at, kGroups * kGroup * W);
+        }
+        unroll<kRuns * C>([&](auto i) __attribute__((always_inline)) {
+            constexpr int kRun = decltype(i)::value / C, kC = decltype(i)::value % C;
+            const int row = lane + kRun * V::kLanes;
+            V::store_some(to.out + kC * to.ld + row, sum[kRun][kC], to.n_rows - row);
+        });
+    }
+
+    // The rows of a block from `lane` on.
+    static GEMMART_INLINE void add_block(Bytes panel, int lane, const ActivationArrays& x, typename V::F (&sum)[C]) {
+        const int8_t* terms[2] = {x.q, x.q_low};
+        const float* d = x.d;
+        const float* ds = kParts == 1 ? x.ds32 : x.ds16;
+        const int32_t* sums = kParts == 1 ? x.s32 : x.s16;
+        [[maybe_unused]] const int32_t* significand = x.significand;
+        [[maybe_unused]] const float* exponent = x.exponent;
+        Scales<V, kGroups * kParts> scales;
+        Source::scales(panel, lane, scales);
+        for (int turn = 0; turn < kGroups; turn += Source::kTurn)
+            unroll<Source::kTurn>([&](auto j) __attribute__((always_inline)) {
+                constexpr int J = decltype(j)::value;
+                if (lane == 0 && kAhead<Source, C>)
+                    prefetch(panel + kAhead<Source, C> + (turn + J) * (Source::kBytes / kGroups));
+                typename V::F t[C];
+                unroll<kParts>([&](auto part) __attribute__((always_inline)) {
+                    constexpr int kPart = decltype(part)::value, kSlots = 8 / kParts;
+                    typename V::template Dot<Source::kBits> dot[kTerms][kChains][C];
                     unroll<C>([&](auto c) __attribute__((always_inline)) {
                         constexpr int kC = decltype(c)::value;
-                        if constexpr (kSplitsScales<V, kParts>)
-                            sum[kC] = V::add(sum[kC], V::times_power(t[kC], exponent + kC));
-                        else
-                            sum[kC] = V::fma(t[kC], V::broadcast(d + kC), sum[kC]);
-                        if constexpr (Source::kOffset)
-                            unroll<kParts>([&](auto part) __attribute__((always_inline)) {
-                                constexpr int kPart = decltype(part)::value;
-                                sum[kC] = V::fnma(scales.offset[(turn + J) * kParts + kPart],
-                                                  V::broadcast(ds + kPart * W + kC), sum[kC]);
+                        dot[kTerms - 1][0][kC].template begin<Source::kBias>(sums + kPart * W + kC);
+                        if constexpr (kTerms == 2) dot[0][0][kC].template begin<0>(sums);
+                        if constexpr (kChains == 2)
+                            unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
+                                dot[decltype(term)::value][1][kC].template begin<0>(sums);
                             });
                     });
-                    unroll<kTerms>([&](auto term) __attribute__((always_inline)) { terms[term.value] += kGroup * W; });
-                    d += W, ds += kParts * W, sums += kParts * W;
-                    significand += W, exponent += W;
+                    unroll<kSlots>([&](auto s) __attribute__((always_inline)) {
+                        constexpr int S = decltype(s)::value;
+                        const auto u = Source::template slot<J, kPart * kSlots + S>(panel, turn + J, lane);
+                        unroll<kTerms * C>([&](auto i) __attribute__((always_inline)) {
+                            constexpr int kTerm = decltype(i)::value / C, kC = decltype(i)::value % C;
+                            dot[kTerm][S % kChains][kC].template add<S / kChains>(
+                                u, terms[kTerm] + kC * kGroup + (kPart * kSlots + S) * 4);
+                        });
+                    });
+                    const auto scale = [&](int c) __attribute__((always_inline)) {
+                        const auto weight_scale = scales.scale[(turn + J) * kParts + kPart];
+                        if constexpr (kFromTable<Source>)
+                            return Source::scale(panel, significand[c]);
+                        else if constexpr (kSplitsScales<V, kParts>)
+                            return V::mul(weight_scale, V::significand(d + c));
+                        else
+                            return weight_scale;
+                    };
+                    unroll<C>([&](auto c) __attribute__((always_inline)) {
+                        constexpr int kC = decltype(c)::value;
+                        if constexpr (kChains == 2)
+                            unroll<kTerms>([&](auto term) __attribute__((always_inline)) {
+                                dot[decltype(term)::value][0][kC].add(dot[decltype(term)::value][1][kC]);
+                            });
+                        auto& last = dot[kTerms - 1][0][kC];
+                        if constexpr (kTerms == 2) last.add_256_times(dot[0][0][kC]);
+                        const auto value = last.sum();
+                        t[kC] = kPart ? V::fma(scale(kC), value, t[kC]) : V::mul(scale(kC), value);
+                    });
                 });
-        }
-        unroll<C>([&](auto c) __attribute__((always_inline)) {
-            constexpr int kC = decltype(c)::value;
-            V::store_some(to.out + kC * to.ld + lane, sum[kC], to.n_rows - lane);
-        });
+                unroll<C>([&](auto c) __attribute__((always_inline)) {
+                    constexpr int kC = decltype(c)::value;
+                    if constexpr (kSplitsScales<V, kParts>)
+                        sum[kC] = V::add(sum[kC], V::times_power(t[kC], exponent + kC));
+                    else
+                        sum[kC] = V::fma(t[kC], V::broadcast(d + kC), sum[kC]);
+                    if constexpr (Source::kOffset)
+                        unroll<kParts>([&](auto part) __attribute__((always_inline)) {
+                            constexpr int kPart = decltype(part)::value;
+                            sum[kC] = V::fnma(scales.offset[(turn + J) * kParts + kPart],
+                                              V::broadcast(ds + kPart * W + kC), sum[kC]);
+                        });
+                });
+                unroll<kTerms>([&](auto term) __attribute__((always_inline)) { terms[term.value] += kGroup * W; });
+                d += W, ds += kParts * W, sums += kParts * W;
+                significand += W, exponent += W;
+            });
+    }
+
+    static GEMMART_INLINE void prefetch(Bytes p) {
+        for (int i = 0; i < Source::kBytes / kGroups; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
     }
 };
 
@@ -421,7 +446,7 @@ using TwoTermTile = IntegerSums<V, Source, 2, W, C>;
 
 template <typename V, typename Source, int W, int C>
 struct FloatTile {
-    static constexpr int kMost = V::kTile;
+    static constexpr int kMost = V::kTile, kRows = V::kLanes;
     static constexpr int kPanels = C < 4 ? 4 / C : 1;  // chains enough for the latency of a multiplication
 
     template <int P, typename F>  // f(panel, column)
@@ -487,7 +512,7 @@ void multiply_group(const Span& w, const Activations& x, int begin, float* out, 
             if (to.go_on)  // the sums of the next tile
                 for (int i = C; i < 2 * C; ++i) _mm_prefetch(to.out + i * ld_out, _MM_HINT_T0);
             const bool whole = w.n_panels - panel >= T::kPanels;
-            for (int lane = 0; lane < kPanel; lane += V::kLanes) {
+            for (int lane = 0; lane < kPanel; lane += T::kRows) {
                 if constexpr (T::kPanels == 1)
                     T::multiply(p, w.stride, w.n_cols, group, c, to, lane);
                 else if (whole)
@@ -545,6 +570,7 @@ void matmul_floats(const Matrix& w, const Activations& x, int panel_begin, int p
 // activations, each scale stands there times every significand.
 template <typename V, int Parts, int Bits, int Bias, bool Offset>
 struct UnpackedGroup {
+    static constexpr bool kUnpacked = true;
     static constexpr int kColumns = kGroup, kTurn = 1, kParts = Parts, kBits = Bits, kBias = Bias;
     static constexpr int kScales = kSplitsScales<V, Parts> ? kSignificands : 1;
     static constexpr bool kOffset = Offset;
