@@ -1,4 +1,4 @@
-// The vectors of AVX2 for matmul_x86.h: a tile is half a panel, one ymm a column.
+// The vectors of AVX2 for matmul_x86.h: one ymm is a column of half a panel.
 #pragma once
 
 #include "cpu/matmul_x86.h"

@@ -1,4 +1,4 @@
-// The vectors of AVX-512 VNNI for matmul_x86.h: a tile is a whole panel, one zmm a column.
+// The vectors of AVX-512 VNNI for matmul_x86.h: one zmm is a column of a panel.
 #pragma once
 
 // GCC 12 takes the undefined inputs inside its own intrinsics for mistakes of ours (its bug 105593).
