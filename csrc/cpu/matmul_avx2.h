@@ -7,7 +7,7 @@ namespace gemmart::cpu {
 namespace {
 
 struct Avx2 {
-    static constexpr int kLanes = 8, kTile = 4;
+    static constexpr int kLanes = 8, kTile = 4, kUnpackFrom = 32;
     using F = __m256;
     using B = __m256i;
 

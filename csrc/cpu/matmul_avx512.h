@@ -11,7 +11,7 @@ namespace gemmart::cpu {
 namespace {
 
 struct Avx512 {
-    static constexpr int kLanes = 16, kTile = 8;
+    static constexpr int kLanes = 16, kTile = 8, kUnpackFrom = 64;
     using F = __m512;
     using B = __m512i;
 

@@ -7,7 +7,7 @@
 // same chain of operations in every call.
 //
 // V has
-//   kLanes; kTile, columns that the registers hold
+//   kLanes; kTile, columns that the registers hold; kUnpackFrom, columns that are worth unpacking a panel (measured)
 //   F, B: kLanes floats, kLanes × 4 bytes
 //   set, broadcast, load, load_some, store_some (the first n), load_bytes, lane_bytes (a byte a lane)
 //   mul, add, fma (a · b + c), fnma (c − a · b)
@@ -435,7 +435,7 @@ void matmul_few(const Matrix& w, const Activations& x, int panel_begin, int pane
 // Integer products with so many columns that each panel is unpacked once for all of them.
 template <typename V, typename Source>
 struct ManyColumns {
-    static constexpr int kFrom = 32;
+    static constexpr int kFrom = V::kUnpackFrom;
 
     static void matmul(const Matrix& w, const Activations& x, int panel_begin, int panel_end, float* out, size_t ld_out,
                        std::byte* scratch) {
