@@ -14,6 +14,7 @@ import pytest
 import gemmart
 import program
 from gemmart import cli
+from gemmart.cli import run
 from tiny import GEMMA_TEMPLATE, write_tiny
 
 GREEDY = gemmart.Sampling(temperature=0)
@@ -166,8 +167,8 @@ def test_sampling_flags_reach_the_sampler(home: Path, chat_file: Path, model: ge
         temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, typical_p=0.95, repeat_penalty=1.3, repeat_last_n=32,
         presence_penalty=0.5, frequency_penalty=0.25, logit_bias={300: 2, 301: -3},
     )  # fmt: skip
-    given = cli.run.make_context("run", [str(chat_file), *flags]).params
-    assert cli._generation(given) == {
+    given = run.command.make_context("run", [str(chat_file), *flags]).params
+    assert run._generation(given) == {
         "sampling": sampling, "seed": 7, "max_tokens": 40, "stop": (), "ignore_eos": False
     }  # fmt: skip
     expected = model.generate("hello", sampling, seed=7, max_tokens=40)
@@ -458,3 +459,57 @@ def test_an_unexpected_error_is_one_line_and_with_vv_a_traceback(
     assert error.count("\n") == 1
     assert cli.main(["doctor", "-vv"]) == 70
     assert "Traceback" in capsys.readouterr().err
+
+
+# Settings
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / ".config" / "gemmart" / "config.toml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def planned(chat_file: Path, home: Path, *flags: str, **environ: str) -> int:
+    done = program.run("plan", chat_file, "--json", *flags, home=home, **environ)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["ctx"]
+
+
+def test_flags_come_before_variables_before_the_file(tmp_path: Path, chat_file: Path, config: Path) -> None:
+    config.write_text("ctx = 1024\nthreads = 1\n")
+    assert planned(chat_file, tmp_path) == 1024
+    config.write_text('ctx = 1024\n[plan]\nctx = "2k"\n')
+    assert planned(chat_file, tmp_path) == 2048
+    assert planned(chat_file, tmp_path, GEMMART_CTX="3k") == 3072
+    assert planned(chat_file, tmp_path, "--ctx-size", "4k", GEMMART_CTX="3k") == 4096
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ctxx = 1", "ctxx: no such setting; did you mean ctx?"),
+        ("[plan]\nctxx = 1", "[plan] ctxx: no such setting; did you mean ctx?"),
+        ("[plam]\nctx = 1", "[plam]: no such table; did you mean plan?"),
+        ("[plan]\nlookup = true", "[plan] lookup: no such setting"),
+        ("ctx = [", "Invalid value (at end of document)"),
+        ("ctx = 1979-05-27", "ctx: datetime.date(1979, 5, 27) is not a text, a number, true or false"),
+        ("ctx = 'many'", "'many' is not a number of tokens, such as 4096 or 8k"),
+    ],
+)
+def test_a_wrong_setting_names_its_file(tmp_path: Path, chat_file: Path, config: Path, text: str, message: str) -> None:
+    config.write_text(text)
+    error = failure(program.run("plan", chat_file, home=tmp_path), 2)
+    assert message in error
+    assert str(config) in error
+
+
+def test_a_wrong_variable_is_named(home: Path, chat_file: Path) -> None:
+    error = failure(program.run("plan", chat_file, home=home, GEMMART_THREADS="0"), 2)
+    assert "GEMMART_THREADS" in error
+
+
+def test_a_setting_of_another_command_does_no_harm(tmp_path: Path, chat_file: Path, config: Path) -> None:
+    config.write_text("temp = 0\nctx = 512\nlookup = false\n")
+    assert planned(chat_file, tmp_path) == 512

@@ -1,0 +1,91 @@
+"""`gemmart bench`: speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gemmart.cli.models import only_model
+from gemmart.cli.options import (
+    AT_LEAST_1,
+    Command,
+    flag,
+    json_option,
+    memory_options,
+    message_options,
+    messages_of,
+    model_options,
+    options,
+    precise_options,
+    print_json,
+)
+
+
+@click.command("bench", cls=Command, options_metavar="[options]")
+@click.argument("arguments", nargs=-1, metavar="[MODEL]")
+@model_options
+@options(
+    "Measurement",
+    (
+        ("--prompt",),
+        {"type": AT_LEAST_1, "setting": False, "metavar": "N", "default": 512, "help": "Tokens to read; default 512."},
+    ),
+    (
+        ("--decode",),
+        {
+            "type": AT_LEAST_1,
+            "setting": False,
+            "metavar": "N",
+            "default": 64,
+            "help": "Tokens to generate; default 64.",
+        },
+    ),
+    (
+        ("--repeat",),
+        {
+            "type": AT_LEAST_1,
+            "setting": False,
+            "metavar": "N",
+            "default": 3,
+            "help": "How often; medians are shown; default 3.",
+        },
+    ),
+    (("--phases",), flag("Show where the time goes instead; it decodes after the prompt.", setting=False)),
+    (
+        ("--kernels",),
+        flag("Measure single kernels instead, on one thread unless -t says otherwise; needs no model.", setting=False),
+    ),
+)
+@precise_options
+@memory_options
+@json_option
+@message_options
+def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: Any) -> int:
+    """Measure the speed of a model next to that of the memory."""
+    from gemmart import bench as model_bench
+    from gemmart import kernel_bench
+
+    if kernels and (phases or arguments or given["model_option"]):
+        raise click.UsageError("--kernels goes without a model and without --phases")
+    messages = messages_of(given)
+    with messages.progress() as progress:
+        if kernels:
+            found = kernel_bench.measure(
+                threads=given["threads"] or 1, n_bytes=model_bench.BANDWIDTH_BYTES[1], progress=progress
+            )
+        else:
+            found = (model_bench.phases if phases else model_bench.measure)(
+                only_model(arguments, given),
+                **{name: given[name] for name in ("prompt", "decode", "repeat", "threads", "batch")},
+                **{name: given[name] for name in ("kv_type", "mmap", "precise", "offline")},
+                progress=progress,
+                notice=messages.warn,
+            )
+    if given["as_json"]:
+        print_json(found)
+    elif kernels:
+        print(kernel_bench.as_text(found))
+    else:
+        print((model_bench.phases_as_text if phases else model_bench.as_text)(found))
+    return 0

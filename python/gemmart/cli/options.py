@@ -1,0 +1,211 @@
+"""What the commands share: options under headings, and what they do with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from gemmart.terminal import Messages
+
+F = TypeVar("F", bound=Callable[..., Any])
+log = logging.getLogger("gemmart")
+
+
+class Command(click.Command):
+    """A command whose help lists its options in groups, and whose settings may stand in the configuration file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from gemmart.cli.settings import settings_of
+
+        group, parent = (ctx.parent.command, ctx.parent) if ctx.parent else (None, ctx)
+        commands: dict[str, click.Command] = {self.name or "": self}
+        if isinstance(group, click.Group):
+            commands = {
+                name: found for name in group.list_commands(parent) if (found := group.get_command(parent, name))
+            }
+        settings = settings_of(self, commands)
+        ctx.default_map = {name: setting.value for name, setting in settings.items()}
+        ctx.meta["gemmart.settings"] = settings
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                groups.setdefault(getattr(param, "group", "Help"), []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+
+
+class Option(click.Option):
+    """An option under the heading `group`. A setting may also come from a GEMMART_ variable or the configuration file;
+    what is no setting says what to do this once."""
+
+    def __init__(self, names: Sequence[str], *, group: str, setting: bool = True, **kwargs: Any) -> None:
+        longest = next(name for name in names if name.startswith("--"))
+        self.group = group
+        self.key = longest.partition("/")[0].removeprefix("--") if setting else None
+        variable = f"GEMMART_{self.key.upper().replace('-', '_')}" if self.key else None
+        super().__init__(names, envvar=variable, **kwargs)
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        if self.multiple:  # one value, which may hold blanks
+            text = self.resolve_envvar_value(ctx)
+            return None if text is None else (text,)
+        return super().value_from_envvar(ctx)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            source = ctx.get_parameter_source(self.name or "")
+            if source is ParameterSource.ENVIRONMENT:
+                origin = str(self.envvar)
+            elif source is ParameterSource.DEFAULT_MAP:
+                origin = str(ctx.meta["gemmart.settings"][self.name].path)
+            else:
+                raise
+            raise click.BadParameter(f"{error.message} (from {origin})", ctx, self) from None
+
+
+def size(text: str) -> int:
+    """A number of tokens; 8k is 8192."""
+    match = re.fullmatch(r"(\d{1,9})([kK]?)", str(text))
+    if not match:
+        raise click.BadParameter(f"{text!r} is not a number of tokens, such as 4096 or 8k")
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
+def token_bias(text: str) -> tuple[int, float]:
+    """ID=BIAS"""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not ID=BIAS, such as 106=-5") from None
+
+
+def options(group: str, *specs: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[[F], F]:
+    """A decorator that adds options under one heading."""
+
+    def add(function: F) -> F:
+        for names, settings in reversed(specs):
+            function = click.option(*names, cls=Option, group=group, **settings)(function)
+        return function
+
+    return add
+
+
+def flag(help: str, **settings: Any) -> dict[str, Any]:
+    return {"is_flag": True, "help": help, **settings}
+
+
+AT_LEAST_1 = click.IntRange(min=1)
+
+model_options = options(
+    "Model",
+    (("-m", "--model", "model_option"), {"metavar": "MODEL", "help": "The model, instead of the argument."}),
+    (("--offline",), flag("Use what is on this machine; fetch nothing.")),
+)
+memory_options = options(
+    "Computing",
+    (
+        ("-t", "--threads"),
+        {"type": AT_LEAST_1, "metavar": "N", "help": "Threads; default: the physical cores allowed."},
+    ),
+    (
+        ("-b", "--batch"),
+        {"type": AT_LEAST_1, "metavar": "N", "default": 512, "help": "Tokens of a prompt read at once; default 512."},
+    ),
+    (("--kv-type",), {"default": "f16", "metavar": "TYPE", "help": "Keys and values: f16 (default), bf16, f32, q8_0."}),
+    (
+        ("--mmap/--no-mmap",),
+        {"default": None, "help": "Weights stay in the file, or are packed in memory; default: in memory if they fit."},
+    ),
+)
+precise_options = options(
+    "Computing",
+    (
+        ("--precise/--no-precise",),
+        {
+            "default": None,
+            "help": "Activations nearly in float32 instead of 8 bits, slower; default: for small models.",
+        },
+    ),
+)
+draft_options = options(
+    "Computing",
+    (
+        ("--draft", "-md", "--model-draft", "draft"),
+        {"metavar": "MODEL", "help": "A smaller model with the same vocabulary, which guesses what comes next."},
+    ),
+)
+context_options = options(
+    "Context",
+    (
+        ("-c", "--ctx", "--ctx-size", "ctx"),
+        {
+            "type": size,
+            "metavar": "N",
+            "help": "Tokens of context, such as 4096 or 8k; default or 0: what the model is trained for.",
+        },
+    ),
+)
+message_options = options(
+    "Messages",
+    (("-v", "--verbose"), {"count": True, "help": "More messages on stderr; -vv also shows where an error arose."}),
+    (("-q", "--quiet", "--log-disable"), flag("Nothing on stderr but errors.")),
+    (
+        ("--color",),
+        {"type": click.Choice(["auto", "always", "never"]), "default": "auto", "help": "Colour of messages on stderr."},
+    ),
+)
+json_option = options("Output", (("--json", "as_json"), flag("Print one JSON object.", setting=False)))
+
+
+def messages_of(given: dict[str, Any]) -> Messages:
+    """Stderr as the options want it; also sets up what is logged there."""
+    from gemmart.terminal import Messages
+
+    level = (
+        logging.ERROR if given["quiet"] else (logging.WARNING, logging.INFO, logging.DEBUG)[min(given["verbose"], 2)]
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("gemmart: %(levelname)s: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(level)
+    return Messages(given["color"], quiet=given["quiet"] or given.get("as_json", False))
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def read_text(path: str, messages: Messages) -> str:
+    """The text of a prompt file, or of stdin for -."""
+    from gemmart.terminal import from_bytes
+
+    if path == "-":
+        return from_bytes(sys.stdin.buffer.read(), "stdin", messages)
+    try:
+        with open(path, "rb") as file:
+            return from_bytes(file.read(), path, messages)
+    except OSError as error:
+        raise click.UsageError(f"-f {path}: {error.strerror}") from None
+
+
+def clean_text(text: str, messages: Messages) -> str:
+    """An argument of the command line, which may hold bytes that are not UTF-8."""
+    from gemmart.terminal import from_bytes
+
+    return from_bytes(os.fsencode(text), "the prompt", messages)

@@ -1,0 +1,240 @@
+"""`gemmart run`: chat in the terminal, or answer one prompt."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemmart.cli.models import load_model, model_and_rest
+from gemmart.cli.options import (
+    Command,
+    clean_text,
+    context_options,
+    draft_options,
+    flag,
+    json_option,
+    memory_options,
+    message_options,
+    messages_of,
+    model_options,
+    options,
+    precise_options,
+    print_json,
+    read_text,
+    token_bias,
+)
+
+if TYPE_CHECKING:
+    from gemmart import Completion, Model
+    from gemmart.terminal import Messages
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
+INTERRUPTED = 130
+
+
+@click.command("run", cls=Command, options_metavar="[options]")
+@click.argument("arguments", nargs=-1, metavar='[MODEL] ["PROMPT"]')
+@model_options
+@options(
+    "Prompt",
+    (("-p", "--prompt"), {"setting": False, "metavar": "TEXT", "help": "The prompt; with --chat the system prompt."}),
+    (("-f", "--file"), {"setting": False, "metavar": "FILE", "help": "The same, from a file; - is stdin."}),
+    (("--system",), {"metavar": "TEXT", "help": "The system prompt."}),
+    (
+        ("--cli", "raw"),
+        flag("Complete the prompt as it stands: no chat template; control tokens in it count.", setting=False),
+    ),
+    (("--chat",), flag("Chat only; where stdin is no terminal, one line is one turn.", setting=False)),
+    (
+        ("-e", "--escape/--no-escape"),
+        {"default": None, "help": r"Whether \n in the prompt is a newline; default: with --cli."},
+    ),
+    (("--no-browser", "--nobrowser"), flag("Accepted in every mode: this release opens no browser.")),
+)
+@context_options
+@options(
+    "Sampling (defaults: the model's)",
+    (
+        ("-n", "--max-tokens", "--n-predict", "max_tokens"),
+        {
+            "type": click.IntRange(min=-1),
+            "metavar": "N",
+            "default": -1,
+            "help": "Most tokens of an answer; -1: until it ends.",
+        },
+    ),
+    (("--temp", "temperature"), {"type": float, "metavar": "X", "help": "Temperature; 0 takes the likeliest token."}),
+    (("--top-k",), {"type": int, "metavar": "N", "help": "Choose among the K likeliest tokens; 0: all."}),
+    (("--top-p",), {"type": float, "metavar": "X", "help": "Choose among the likeliest tokens that add up to P."}),
+    (
+        ("--min-p",),
+        {"type": float, "metavar": "X", "help": "Leave out what is less likely than P times the likeliest."},
+    ),
+    (("--typical", "typical_p"), {"type": float, "metavar": "X", "help": "Locally typical sampling; 1: off."}),
+    (("--repeat-penalty",), {"type": float, "metavar": "X", "help": "Divides the logits of recent tokens; 1: off."}),
+    (("--repeat-last-n",), {"type": int, "metavar": "N", "help": "How many tokens are recent."}),
+    (("--presence-penalty",), {"type": float, "metavar": "X", "help": "Subtracted once from each recent token."}),
+    (("--frequency-penalty",), {"type": float, "metavar": "X", "help": "Subtracted for each time a token is recent."}),
+    (
+        ("--logit-bias",),
+        {
+            "type": token_bias,
+            "metavar": "ID=BIAS",
+            "multiple": True,
+            "help": "Add BIAS to a token's logit; repeatable.",
+        },
+    ),
+    (
+        ("-s", "--seed"),
+        {"type": click.IntRange(min=0), "metavar": "N", "help": "Same seed, same text; default: a random one."},
+    ),
+    (("--stop",), {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."}),
+    (("--ignore-eos",), flag("Go on where the model would end.")),
+)
+@precise_options
+@memory_options
+@draft_options
+@options(
+    "Computing",
+    (
+        ("--draft-max", "--draft-n"),
+        {
+            "type": click.IntRange(min=0),
+            "metavar": "N",
+            "default": 7,
+            "help": "Most tokens guessed at once; default 7.",
+        },
+    ),
+    (
+        ("--lookup/--no-lookup",),
+        {"default": True, "help": "Whether to guess that what stood before stands again; default: yes."},
+    ),
+    (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),
+    (("-ngl", "--ngl", "--n-gpu-layers", "ngl"), {"default": "auto", "hidden": True}),  # refused unless auto or 0
+)
+@json_option
+@message_options
+def command(arguments: tuple[str, ...], **given: Any) -> int:
+    """Chat in the terminal, or answer one prompt.
+
+    The prompt is an argument, -p, -f or stdin; what stands on stdin is added to the others after a blank line. A base
+    model, whose file has no chat template, completes the prompt. Without a prompt, on a terminal: a chat.
+    """
+    from gemmart.terminal import Output
+
+    messages = messages_of(given)
+    model_name, prompt, system = _prompt(arguments, given, messages)
+    if prompt is None and given["as_json"]:
+        raise click.UsageError("--json: needs a prompt")
+    generation = _generation(given)
+    more = {name: given[name] for name in ("lookup", "draft", "draft_max", "gpu")}
+    ngl = int(given["ngl"]) if given["ngl"].isdecimal() else given["ngl"]
+    with load_model(model_name, given, messages, ngl=ngl, **more) as model:
+        if system is not None and not model.has_template:
+            name = "-p" if given["chat"] else "--system"
+            raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
+        if prompt is None:
+            from gemmart.chat import Chat
+
+            return Chat(model, generation, system=system, output=Output(), messages=messages).run()
+        return _answer(model, prompt, system, generation, given, messages)
+
+
+def _answer(
+    model: Model, prompt: str, system: str | None, generation: dict[str, Any], given: dict[str, Any], messages: Messages
+) -> int:
+    """One prompt, one answer."""
+    from gemmart.terminal import Output, finish, speeds, why_cut
+
+    if given["raw"] or not model.has_template:
+        stream = model.stream(prompt, parse_special=given["raw"], **generation)
+    else:
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        stream = model.stream_chat([*turns, {"role": "user", "content": prompt}], **generation)
+    if given["as_json"]:
+        completion = finish(stream, lambda text: None)
+        print_json(_as_dict(model, completion))
+    else:
+        output = Output()
+        completion = output.answer(stream)
+        if output.is_terminal or not given["raw"]:
+            output.end_line()
+        if completion.finish_reason == "length":
+            messages.note(f"[cut: {why_cut(completion, generation['max_tokens'], model.ctx)}]")
+        messages.note(speeds(completion))
+    return INTERRUPTED if completion.finish_reason == "cancelled" else 0
+
+
+def _as_dict(model: Model, completion: Completion) -> dict[str, Any]:
+    usage, timings = completion.usage, completion.timings
+    return {
+        "model": model.info.name,
+        "text": completion.text,
+        "tokens": list(completion.tokens),
+        "finish_reason": completion.finish_reason,
+        "usage": asdict(usage),
+        "timings": asdict(timings)
+        | {
+            "prompt_tokens_per_s": timings.prompt_tokens_per_s(usage),
+            "tokens_per_s": timings.tokens_per_s(usage),
+        },
+        "seed": completion.seed,
+    }
+
+
+def _prompt(
+    arguments: tuple[str, ...], given: dict[str, Any], messages: Messages
+) -> tuple[str | None, str | None, str | None]:
+    """(model, prompt, system prompt); without a prompt it is a chat. Raises click.UsageError for what contradicts."""
+    model, rest = model_and_rest(arguments, given)
+    if given["chat"] and given["raw"]:
+        raise click.UsageError("--chat, --cli: only one of them")
+    if given["raw"] and given["system"] is not None:
+        raise click.UsageError("--system: --cli completes the prompt as it stands, so there is no system prompt")
+    sources = [("the argument", rest[0] if rest else None), ("-p", given["prompt"]), ("-f", given["file"])]
+    named = [(name, value) for name, value in sources if value is not None]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(name for name, _ in named)} both give a prompt")
+    name, value = named[0] if named else (None, None)
+    text = read_text(value, messages) if name == "-f" and value is not None else value
+    if text is not None and name != "-f":
+        text = clean_text(text, messages)
+        if given["raw"] if given["escape"] is None else given["escape"]:
+            text = re.sub(r"\\(.)", lambda m: ESCAPES.get(m[1], m[0]), text, flags=re.DOTALL)
+    system = given["system"] if given["system"] is None else clean_text(given["system"], messages)
+    if given["chat"]:
+        if name == "the argument":
+            raise click.UsageError("--chat: reads its turns from the terminal; the system prompt is -p")
+        if text is not None and system is not None:
+            raise click.UsageError(f"--system, {name}: with --chat both give the system prompt")
+        return model, None, system if text is None else text
+    if not sys.stdin.isatty() and (name, value) != ("-f", "-"):
+        piped = read_text("-", messages)
+        text = "\n\n".join(part for part in (text, piped) if part) or None
+        if text is None:
+            raise click.UsageError("no prompt: give it as an argument, with -p, -f or on stdin; or --chat")
+    elif text is None and given["raw"]:
+        raise click.UsageError("--cli: needs a prompt: give it with -p, -f or on stdin")
+    return model, text, system
+
+
+def _generation(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of `Model.stream`."""
+    from gemmart import Sampling
+
+    names = ["temperature", "top_k", "top_p", "min_p", "typical_p"]
+    names += ["repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"]
+    wanted = {name: given[name] for name in names if given[name] is not None}
+    if given["logit_bias"]:
+        wanted["logit_bias"] = dict(given["logit_bias"])
+    return {
+        "sampling": Sampling(**wanted),
+        "seed": given["seed"],
+        "max_tokens": given["max_tokens"] if given["max_tokens"] >= 0 else None,
+        "stop": given["stop"],
+        "ignore_eos": given["ignore_eos"],
+    }
