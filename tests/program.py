@@ -36,6 +36,16 @@ def run(
     )
 
 
+def failure(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+    """The error of a run that failed with `code`: one line on stderr, nothing on stdout."""
+    error = done.stderr.decode()
+    assert done.returncode == code, error
+    assert done.stdout == b""
+    assert error.startswith("gemmart: error: ")
+    assert error.count("\n") == 1, error
+    return error
+
+
 def without_template(model: Path, path: Path) -> Path:
     """A copy of a model as a base model: its file's chat template goes by a name that nobody looks for."""
     path.write_bytes(model.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.nope_template"))

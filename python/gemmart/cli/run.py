@@ -11,6 +11,7 @@ import click
 
 from gemmart.cli.models import load_model, model_and_rest
 from gemmart.cli.options import (
+    MODEL,
     Command,
     clean_text,
     context_options,
@@ -37,7 +38,7 @@ INTERRUPTED = 130
 
 
 @click.command("run", cls=Command, options_metavar="[options]")
-@click.argument("arguments", nargs=-1, metavar='[MODEL] ["PROMPT"]')
+@click.argument("arguments", nargs=-1, type=MODEL, metavar='[MODEL] ["PROMPT"]')
 @model_options
 @options(
     "Prompt",

@@ -8,6 +8,7 @@ import click
 
 from gemmart.cli.models import only_model, resolve_model
 from gemmart.cli.options import (
+    MODEL,
     Command,
     flag,
     json_option,
@@ -20,7 +21,7 @@ from gemmart.cli.options import (
 
 
 @click.command("show", cls=Command, options_metavar="[options]")
-@click.argument("arguments", nargs=-1, metavar="[MODEL]")
+@click.argument("arguments", nargs=-1, type=MODEL, metavar="[MODEL]")
 @model_options
 @options("Output", (("--template",), flag("Print the chat template alone.", setting=False)))
 @json_option

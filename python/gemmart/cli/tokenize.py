@@ -8,6 +8,7 @@ import click
 
 from gemmart.cli.models import model_and_rest, resolve_model
 from gemmart.cli.options import (
+    MODEL,
     Command,
     clean_text,
     flag,
@@ -22,7 +23,7 @@ from gemmart.cli.options import (
 
 
 @click.command("tokenize", cls=Command, options_metavar="[options]")
-@click.argument("arguments", nargs=-1, metavar="MODEL TEXT")
+@click.argument("arguments", nargs=-1, type=MODEL, metavar="MODEL TEXT")
 @model_options
 @options(
     "Text",
