@@ -216,6 +216,7 @@ def start(home: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*program.COMMAND, *map(str, arguments)],
         env=program.environment(home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        bufsize=0,  # what read() does not return is left to communicate()
     )  # fmt: skip
 
 
@@ -439,3 +440,57 @@ def test_an_unexpected_error_is_one_line_and_with_vv_a_traceback(
     assert error.count("\n") == 1
     assert cli.main(["doctor", "-vv"]) == 70
     assert "Traceback" in capsys.readouterr().err
+
+
+# Flags and modes
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cli", "-p", "x", "--system", "y"), "--system: has no effect with --cli"),
+        (("--cli", "-p", "x", "--strict-roles"), "--strict-roles: has no effect with --cli"),
+        (("--cli", "-p", "x", "--prompt-template", "gemma"), "--chat-template: has no effect with --cli"),
+        (("-p", "x", "--system-stile", "turn"), "Did you mean one of: '--system', '--system-style'?"),
+        (("-p", "x", "--chat-template", "nope"), "'nope' is not one of gemma, chatml"),
+    ],
+)
+def test_a_flag_without_effect_is_an_error(home: Path, chat_file: Path, flags: tuple[str, ...], message: str) -> None:
+    assert message in failure(program.run(chat_file, *flags, home=home), 2)
+
+
+def test_a_setting_without_effect_does_no_harm(home: Path, chat_file: Path) -> None:
+    done = program.run(chat_file, "--cli", "-p", "x", "-n", "1", home=home, GEMMART_SYSTEM="y")
+    assert done.returncode == 0, done.stderr
+
+
+def test_flags_of_llamafile_are_accepted_and_said_to_have_no_effect(home: Path, chat_file: Path) -> None:
+    done = program.run(chat_file, "-p", "x", "-n", "1", "--fast", "--nologo", "-fa", "-cb", "--unsecure", home=home)
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.decode().splitlines() if "without effect" in line]
+    assert [note.partition(":")[0] for note in notes] == [
+        "--fast",
+        "--nologo",
+        "--flash-attn",
+        "--cont-batching",
+        "--unsecure",
+    ]
+
+
+@pytest.mark.parametrize("flags", [("-ngl", "999"), ("--ngl=all",), ("--gpu", "amd"), ("--recompile", "--gpu", "amd")])
+def test_a_gpu_asked_for_is_refused_with_the_reason(home: Path, chat_file: Path, flags: tuple[str, ...]) -> None:
+    assert "no GPU module" in failure(program.run(chat_file, "-p", "x", *flags, home=home), 9)
+
+
+def test_a_chat_template_by_name_file_or_text(home: Path, chat_file: Path, base_file: Path, tmp_path: Path) -> None:
+    expected = program.run(chat_file, "hello word", *GREEDY_FLAGS, home=home).stdout
+    raw = program.run(base_file, "hello word", *GREEDY_FLAGS, home=home).stdout
+    assert raw != expected
+    path = tmp_path / "template.jinja"
+    path.write_text(GEMMA_TEMPLATE)
+    for template in ("gemma", str(path), GEMMA_TEMPLATE):
+        done = program.run(base_file, "hello word", "--chat-template", template, *GREEDY_FLAGS, home=home)
+        assert done.stdout == expected, done.stderr
+    turn = program.run(chat_file, "hello word", "--system", "word", "--system-style", "turn", *GREEDY_FLAGS, home=home)
+    fold = program.run(chat_file, "hello word", "--system", "word", *GREEDY_FLAGS, home=home)
+    assert turn.stdout != fold.stdout

@@ -28,7 +28,7 @@ from gemmart.sampling import resolve as resolve_sampling
 from gemmart.sources import ModelSource, resolve
 from gemmart.speculation import MAX_DRAFT, Draft, Lookup, NewGuesser, check_same_vocabulary
 from gemmart.stops import StopStrings
-from gemmart.template import ChatTemplate
+from gemmart.template import ChatTemplate, template_source
 from gemmart.tokenizer import Tokenizer, Vocabulary
 
 SILENT_SECONDS = 1.0
@@ -82,10 +82,10 @@ def load(
     they are needed; False: in memory, which is faster; None: in memory where they fit. lookup: guess that what stood
     before stands again. draft: a smaller model with the same vocabulary, which guesses too. draft_max: most tokens
     guessed at once, 0 to 64; guesses are checked, so they change nothing but the speed. n_ctx, n_gpu_layers: other
-    names of ctx and ngl. template: a Jinja chat template instead of the file's. system_style: how a Gemma model is told
-    a system message: "fold", "turn" or "user". strict_roles: roles that do not alternate are an error. offline: nothing
-    is fetched. progress: called with how far a download is, or a load that takes over a second. notice: called with a
-    sentence where another model than the default is taken.
+    names of ctx and ngl. template: a chat template instead of the file's: "gemma", "chatml", a file, or Jinja source.
+    system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not
+    alternate are an error. offline: nothing is fetched. progress: called with how far a download is, or a load that
+    takes over a second. notice: called with a sentence where another model than the default is taken.
 
     Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
     InvalidRequest."""
@@ -233,7 +233,7 @@ class Model:
                     for id in (vocabulary.bos, vocabulary.eos)
                 ]
                 self._template = ChatTemplate.for_model(
-                    template if template is not None else self.info.chat_template,
+                    self.info.chat_template if template is None else template_source(template),
                     self.info.family,
                     bos=names[0],
                     eos=names[1],

@@ -43,6 +43,36 @@ NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 Message = Mapping[str, Any]
 
+# Templates that may be asked for by name.
+BUILT_IN = {
+    "gemma": (  # of which Gemma's own code needs only to know that it is Gemma's
+        "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+        "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}"
+        "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+}
+
+
+def template_source(value: str) -> str:
+    """The Jinja source that `value` means: a name of BUILT_IN, a file's path, or the source itself, which has braces.
+    Raises InvalidRequest for anything else."""
+    if value in BUILT_IN:
+        return BUILT_IN[value]
+    if "{" in value:
+        return value
+    try:
+        return Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidRequest(
+            f"template: {value!r} is not one of {', '.join(BUILT_IN)}, nor Jinja source, nor a file that can be read: "
+            f"{reason}"
+        ) from None
+
 
 class Piece(NamedTuple):
     """A part of a rendered chat: one control token, or plain text."""

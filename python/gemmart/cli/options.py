@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
+
+from gemmart.errors import DeviceError
 
 if TYPE_CHECKING:
     from gemmart.terminal import Messages
@@ -50,14 +52,27 @@ class Command(click.Command):
 
 class Option(click.Option):
     """An option under the heading `group`. A setting may also come from a GEMMART_ variable or the configuration file;
-    what is no setting says what to do this once."""
+    what is no setting says what to do this once. `modes`: those of its command in which it has an effect, None for all;
+    what is not there to have one, but is `accepted` from the command lines of others, is told so once."""
 
-    def __init__(self, names: Sequence[str], *, group: str, setting: bool = True, **kwargs: Any) -> None:
-        longest = next(name for name in names if name.startswith("--"))
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        group: str,
+        setting: bool = True,
+        modes: Collection[str] | None = None,
+        accepted: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.flag = next(name for name in names if name.startswith("--")).partition("/")[0]
         self.group = group
-        self.key = longest.partition("/")[0].removeprefix("--") if setting else None
+        self.modes = modes
+        self.accepted = accepted
+        self.key = self.flag.removeprefix("--") if setting and not accepted else None
         variable = f"GEMMART_{self.key.upper().replace('-', '_')}" if self.key else None
-        super().__init__(names, envvar=variable, **kwargs)
+        kwargs.setdefault("hidden", accepted)
+        super().__init__(names, envvar=variable, expose_value=not accepted, **kwargs)
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
         if self.multiple:  # one value, which may hold blanks
@@ -174,6 +189,47 @@ draft_options = options(
         },
     ),
 )
+device_options = options(  # this release computes on the CPU, and refuses what asks for more
+    "Computing",
+    (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),
+    (("-ngl", "--ngl", "--n-gpu-layers", "ngl"), {"default": "auto", "hidden": True}),
+    (("--recompile",), flag("Build a GPU module.", setting=False, hidden=True)),
+)
+chat_options = options(
+    "Chat format",
+    (
+        ("--chat-template", "--prompt-template"),
+        {
+            "metavar": "TEMPLATE",
+            "modes": ("chat", "answer", "server"),
+            "help": "Instead of the file's: gemma, chatml, a file, or Jinja source.",
+        },
+    ),
+    (
+        ("--system-style",),
+        {
+            "type": click.Choice(["fold", "turn", "user"]),
+            "default": "fold",
+            "modes": ("chat", "answer", "server"),
+            "help": "How Gemma is told the system prompt: folded into the next user turn (default), in a turn of its "
+            "own, or in a user turn.",
+        },
+    ),
+    (
+        ("--strict-roles",),
+        flag("Messages that Google's template refuses are an error.", modes=("chat", "answer", "server")),
+    ),
+)
+llamafile_options = options(
+    "From llamafile",
+    (("--fast", "--v2", "fast"), flag("there is one way to compute, and one server", accepted=True)),
+    (("--nologo", "--ascii", "nologo"), flag("there is no logo", accepted=True)),
+    (("-fa", "--flash-attn"), flag("attention is always fused", accepted=True)),
+    (("-cb", "--cont-batching"), flag("requests always run together", accepted=True)),
+    (("--no-warmup",), flag("there is no warm-up", accepted=True)),
+    (("--unsecure",), flag("there is no sandbox to leave out", accepted=True)),
+    (("--tinyblas", "--nocompile", "--no-compile", "tinyblas"), flag("this release has no GPU module", accepted=True)),
+)
 context_options = options(
     "Context",
     (
@@ -195,6 +251,28 @@ message_options = options(
     ),
 )
 json_option = options("Output", (("--json", "as_json"), flag("Print one JSON object.", setting=False)))
+
+
+def device_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The device options of `gemmart.load`. Raises DeviceError for what this release cannot build."""
+    if given["recompile"]:
+        raise DeviceError("--recompile: this release of gemmart has no GPU module that it could build")
+    ngl = given["ngl"]
+    return {"gpu": "none" if given["gpu"] == "disable" else given["gpu"], "ngl": int(ngl) if ngl.isdecimal() else ngl}
+
+
+def check_effect(mode: str, told: str, messages: Messages) -> None:
+    """Raise UsageError for a flag on the command line that has no effect in `mode`, which `told` names; note those that
+    are only accepted."""
+    ctx = click.get_current_context()
+    for option in ctx.command.params:
+        typed = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if not typed or not isinstance(option, Option):
+            continue
+        if option.accepted:
+            messages.note(f"{option.flag}: accepted, but without effect: {option.help}")
+        elif option.modes is not None and mode not in option.modes:
+            raise click.UsageError(f"{option.flag}: has no effect {told}")
 
 
 def messages_of(given: dict[str, Any]) -> Messages:

@@ -13,11 +13,16 @@ from gemmart.cli.models import load_model, model_and_rest
 from gemmart.cli.options import (
     MODEL,
     Command,
+    chat_options,
+    check_effect,
     clean_text,
     context_options,
+    device_of,
+    device_options,
     draft_options,
     flag,
     json_option,
+    llamafile_options,
     memory_options,
     message_options,
     messages_of,
@@ -44,7 +49,7 @@ INTERRUPTED = 130
     "Prompt",
     (("-p", "--prompt"), {"setting": False, "metavar": "TEXT", "help": "The prompt; with --chat the system prompt."}),
     (("-f", "--file"), {"setting": False, "metavar": "FILE", "help": "The same, from a file; - is stdin."}),
-    (("--system",), {"metavar": "TEXT", "help": "The system prompt."}),
+    (("--system",), {"metavar": "TEXT", "modes": ("chat", "answer"), "help": "The system prompt."}),
     (
         ("--cli", "raw"),
         flag("Complete the prompt as it stands: no chat template; control tokens in it count.", setting=False),
@@ -96,6 +101,7 @@ INTERRUPTED = 130
     (("--stop",), {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."}),
     (("--ignore-eos",), flag("Go on where the model would end.")),
 )
+@chat_options
 @precise_options
 @memory_options
 @draft_options
@@ -114,9 +120,9 @@ INTERRUPTED = 130
         ("--lookup/--no-lookup",),
         {"default": True, "help": "Whether to guess that what stood before stands again; default: yes."},
     ),
-    (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),
-    (("-ngl", "--ngl", "--n-gpu-layers", "ngl"), {"default": "auto", "hidden": True}),  # refused unless auto or 0
 )
+@device_options
+@llamafile_options
 @json_option
 @message_options
 def command(arguments: tuple[str, ...], **given: Any) -> int:
@@ -131,10 +137,14 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
     model_name, prompt, system = _prompt(arguments, given, messages)
     if prompt is None and given["as_json"]:
         raise click.UsageError("--json: needs a prompt")
+    mode, told = ("chat", "in a chat") if prompt is None else ("answer", "with a prompt")
+    if given["raw"]:
+        mode, told = "cli", "with --cli: the prompt is completed as it stands"
+    check_effect(mode, told, messages)
     generation = _generation(given)
-    more = {name: given[name] for name in ("lookup", "draft", "draft_max", "gpu")}
-    ngl = int(given["ngl"]) if given["ngl"].isdecimal() else given["ngl"]
-    with load_model(model_name, given, messages, ngl=ngl, **more) as model:
+    more = {name: given[name] for name in ("lookup", "draft", "draft_max", "system_style", "strict_roles")}
+    more |= {"template": given["chat_template"], **device_of(given)}
+    with load_model(model_name, given, messages, **more) as model:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
@@ -194,8 +204,6 @@ def _prompt(
     model, rest = model_and_rest(arguments, given)
     if given["chat"] and given["raw"]:
         raise click.UsageError("--chat, --cli: only one of them")
-    if given["raw"] and given["system"] is not None:
-        raise click.UsageError("--system: --cli completes the prompt as it stands, so there is no system prompt")
     sources = [("the argument", rest[0] if rest else None), ("-p", given["prompt"]), ("-f", given["file"])]
     named = [(name, value) for name, value in sources if value is not None]
     if len(named) > 1:
