@@ -1,15 +1,12 @@
 #include "gguf.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 
 #include "error.h"
@@ -101,8 +98,9 @@ class Reader {
     // there.
     using Fetch = std::function<uint64_t(uint64_t n)>;
 
-    Reader(const std::string& path, const std::byte* data, uint64_t size, uint64_t offset, Fetch fetch = nullptr)
-        : path_(path), data_(data), size_(size), offset_(offset), fetch_(fetch), n_there_(fetch ? 0 : size) {}
+    // `begin`: where the data begin in `source`, for messages.
+    Reader(const ByteSource& source, uint64_t begin, const std::byte* data, uint64_t size, Fetch fetch = nullptr)
+        : source_(source), begin_(begin), data_(data), size_(size), fetch_(fetch), n_there_(fetch ? 0 : size) {}
 
     // What is read now, for messages: "value of key" 'general.name'. `name` must outlive the reads.
     void now(const char* field, std::string_view name = {}) {
@@ -152,21 +150,23 @@ class Reader {
 
     template <typename E, typename... Parts>
     [[noreturn]] void fail(const Parts&... parts) const {
-        throw E(message(path_, ": ", field(), " at byte ", offset_ + field_at_, " ", parts...));
+        const auto [path, byte] = source_.place(begin_ + field_at_);
+        throw E(message(path, ": ", field(), " at byte ", byte, " ", parts...));
     }
 
   private:
     std::string field() const { return name_.empty() ? field_ : message(field_, " ", quoted(name_)); }
 
     [[noreturn]] void truncated(uint64_t n, const char* unit) const {
-        throw TruncatedError(message(path_, ": ends inside ", field(), ": ", n, " ", unit, " wanted at byte ",
-                                     offset_ + at_, ", ", size_ - at_, " bytes present"));
+        const auto [path, byte] = source_.place(begin_ + at_);
+        throw TruncatedError(message(path, ": ends inside ", field(), ": ", n, " ", unit, " wanted at byte ", byte,
+                                     ", ", size_ - at_, " bytes present"));
     }
 
-    const std::string& path_;
+    const ByteSource& source_;
+    uint64_t begin_;
     const std::byte* data_;
     uint64_t size_;
-    uint64_t offset_;  // of data_ in the file
     Fetch fetch_;
     uint64_t n_there_;
     uint64_t at_ = 0;
@@ -297,27 +297,31 @@ Tensor read_tensor(Reader& in, uint64_t alignment) {
     return t;
 }
 
-// Maps each name to its place; a name that comes twice is refused.
-template <typename Named, typename Name>
+// Maps each name to its place; a name that comes twice is refused, for the file that path(of this one) names.
+template <typename Named, typename Name, typename Path>
 std::unordered_map<std::string_view, size_t> index_of(const std::vector<Named>& list, Name name, const char* what,
-                                                      const std::string& path) {
+                                                      Path path) {
     std::unordered_map<std::string_view, size_t> index;
     index.reserve(list.size());
     for (size_t i = 0; i < list.size(); i++) {
         const bool is_new = index.emplace(name(list[i]), i).second;
-        check<FormatError>(is_new, path, ": ", what, " ", quoted(name(list[i])), " comes twice");
+        check<FormatError>(is_new, path(list[i]), ": ", what, " ", quoted(name(list[i])), " comes twice");
     }
     return index;
 }
 
-void check_overlap(const std::string& path, const std::vector<Tensor>& tensors) {
+// Offsets are positions in the source, none beyond it.
+void check_overlap(const ByteSource& source, const std::vector<Tensor>& tensors) {
     std::vector<const Tensor*> sorted;
     for (const Tensor& t : tensors) sorted.push_back(&t);
     std::sort(sorted.begin(), sorted.end(), [](auto* a, auto* b) { return a->offset < b->offset; });
     for (size_t i = 1; i < sorted.size(); i++) {
         const Tensor &a = *sorted[i - 1], &b = *sorted[i];
-        check<FormatError>(b.offset - a.offset >= a.n_bytes, path, ": tensor ", quoted(b.name), " at byte ", b.offset,
-                           " overlaps tensor ", quoted(a.name), " at byte ", a.offset, ", ", a.n_bytes, " bytes long");
+        if (b.offset - a.offset >= a.n_bytes) continue;
+        const auto [path, byte] = source.place(b.offset);
+        throw FormatError(message(path, ": tensor ", quoted(b.name), " at byte ", byte, " overlaps tensor ",
+                                  quoted(a.name), " at byte ", source.place(a.offset).byte, ", ", a.n_bytes,
+                                  " bytes long"));
     }
 }
 
@@ -326,52 +330,52 @@ void check_overlap(const std::string& path, const std::vector<Tensor>& tensors) 
 const char* name_of(ValueType type) { return kTypes[static_cast<size_t>(type)].name; }
 size_t bytes_of(ValueType type) { return kTypes[static_cast<size_t>(type)].n_bytes; }
 
-// The open file, and as much of its beginning as has been read. The metadata is read, not mapped: where somebody
-// truncates a mapped file, looking at it ends the process.
-struct GgufFile::File {
-    int fd = -1;
-    void* head = MAP_FAILED;  // address space for all of it; memory only where it was read
-    uint64_t n_head = 0;
-    struct stat opened = {};
+// The metadata is read, not mapped: where somebody truncates a mapped file, looking at it ends the process.
+struct GgufFile::Head {
+    void* data;  // address space for all of the file; memory only where it was read
+    uint64_t size;
 };
 
-void GgufFile::CloseFile::operator()(File* file) const {
-    if (file->head != MAP_FAILED) munmap(file->head, file->n_head);
-    if (file->fd >= 0) close(file->fd);
-    delete file;
+void GgufFile::FreeHead::operator()(Head* head) const {
+    munmap(head->data, head->size);
+    delete head;
 }
 
-GgufFile::GgufFile(const std::string& path, uint64_t offset, uint64_t length)
-    : path_(path), file_offset_(offset), file_(new File) {
-    check<NotFound>(path.find('\0') == std::string::npos, "the path has a NUL byte: ", path.c_str());
-    // A FIFO or device must not block.
-    file_->fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    const int error = errno;
-    check<NotFound>(file_->fd >= 0, path, ": cannot be opened: ", std::strerror(error));
-    check<NotFound>(fstat(file_->fd, &file_->opened) == 0, path, ": cannot be examined");
-    check<FormatError>(!S_ISDIR(file_->opened.st_mode), path, ": is a folder, not a GGUF file");
-    check<FormatError>(S_ISREG(file_->opened.st_mode), path, ": is not a regular file");
+GgufFile::GgufFile(std::vector<Range> ranges) : GgufFile(std::make_shared<ByteSource>(std::move(ranges)), 0) {
+    const uint64_t n_files = get_uint("split.count", 1);
+    if (n_files <= 1) return;
+    check<FormatError>(n_files == bytes_->n_ranges(), path_, ": key 'split.count' is ", n_files,
+                       ": one of so many files that are read together, but here are ", bytes_->n_ranges());
+    check_split(0, n_files);
+    for (uint64_t i = 1; i < n_files; i++) {
+        GgufFile part(bytes_, bytes_->begin(i));
+        part.check_split(i, n_files);
+        std::move(part.tensors_.begin(), part.tensors_.end(), std::back_inserter(tensors_));
+    }
+    index_tensors();
+    const uint64_t n_tensors = get_uint("split.tensors.count");
+    check<FormatError>(tensors_.size() == n_tensors, path_, ": key 'split.tensors.count' is ", n_tensors, ", but the ",
+                       n_files, " files have ", tensors_.size(), " tensors");
+}
 
-    const uint64_t file_size = static_cast<uint64_t>(file_->opened.st_size);
-    check<TruncatedError>(offset <= file_size && length <= file_size - offset, path, ": ends at byte ", file_size, "; ",
-                          length, " bytes wanted from byte ", offset);
-    const uint64_t size = length ? length : file_size - offset;
-    check<TruncatedError>(size > 0, path, ": is empty", offset ? message(" from byte ", offset) : "");
-    file_->n_head = size;
-    file_->head = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    check<OutOfMemory>(file_->head != MAP_FAILED, path, ": no address space for ", size, " bytes");
-    auto* start = static_cast<std::byte*>(file_->head);
+GgufFile::GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin)
+    : bytes_(std::move(bytes)), path_(bytes_->place(begin).path) {
+    uint64_t size = bytes_->size() - begin;
+    void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    check<OutOfMemory>(data != MAP_FAILED, path_, ": no address space for ", size, " bytes");
+    head_.reset(new Head{data, size});
+    auto* start = static_cast<std::byte*>(data);
     uint64_t n_read = 0;
     const auto fetch = [&](uint64_t n) {
         constexpr uint64_t kStep = 1 << 20;
         const uint64_t n_more = n > n_read ? std::min(size - n_read, std::max(n - n_read, kStep)) : 0;
-        read(offset + n_read, start + n_read, n_more);
+        bytes_->read(begin + n_read, start + n_read, n_more);
         return n_read += n_more;
     };
 
     fetch(std::min<uint64_t>(size, 64));
     check_magic(path_, {reinterpret_cast<const char*>(start), std::min<uint64_t>(size, 64)});
-    Reader in(path_, start, size, offset, fetch);
+    Reader in(*bytes_, begin, start, size, fetch);
     in.bytes(4);
     version_ = read_version(in);
     in.now("the number of tensors");
@@ -381,7 +385,9 @@ GgufFile::GgufFile(const std::string& path, uint64_t offset, uint64_t length)
 
     metadata_.reserve(n_keys);
     for (uint64_t i = 0; i < n_keys; i++) metadata_.push_back(read_value(in));
-    key_index_ = index_of(metadata_, [](const MetaValue& v) -> std::string_view { return v.key; }, "key", path_);
+    key_index_ = index_of(
+        metadata_, [](const MetaValue& v) -> std::string_view { return v.key; }, "key",
+        [&](const MetaValue&) { return path_; });
 
     const uint64_t alignment = get_uint("general.alignment", kDefaultAlignment);
     check<FormatError>(std::has_single_bit(alignment) && alignment >= kMinAlignment && alignment <= kMaxAlignment,
@@ -389,17 +395,33 @@ GgufFile::GgufFile(const std::string& path, uint64_t offset, uint64_t length)
                        " to ", kMaxAlignment);
     tensors_.reserve(n_tensors);
     for (uint64_t i = 0; i < n_tensors; i++) tensors_.push_back(read_tensor(in, alignment));
-    name_index_ = index_of(tensors_, [](const Tensor& t) -> std::string_view { return t.name; }, "tensor", path_);
 
+    // One of several files has a range of its own.
+    if (get_uint("split.count", 1) > 1) size = bytes_->end_of_range_at(begin) - begin;
     const uint64_t data_start = (in.position() + alignment - 1) / alignment * alignment;
     const uint64_t data_size = size > data_start ? size - data_start : 0;
     for (Tensor& t : tensors_) {
         check<TruncatedError>(t.offset <= data_size && t.n_bytes <= data_size - t.offset, path_,
                               ": ends inside tensor ", quoted(t.name), ": ", t.n_bytes, " bytes wanted at offset ",
                               t.offset, " of the data, ", data_size, " bytes of data present");
-        t.offset += offset + data_start;
+        t.offset += begin + data_start;
     }
-    check_overlap(path_, tensors_);
+    index_tensors();
+    check_overlap(*bytes_, tensors_);
+}
+
+void GgufFile::check_split(uint64_t number, uint64_t n_files) const {
+    for (const auto& [key, wanted] : {std::pair("split.count", n_files), std::pair("split.no", number)}) {
+        const uint64_t found = get_uint(key);
+        check<FormatError>(found == wanted, path_, ": key '", key, "' is ", found, ", expected ", wanted,
+                           ": this is not part ", number + 1, " of the ", n_files, " of the model at ", bytes_->path());
+    }
+}
+
+void GgufFile::index_tensors() {
+    name_index_ = index_of(
+        tensors_, [](const Tensor& t) -> std::string_view { return t.name; }, "tensor",
+        [&](const Tensor& t) { return bytes_->place(t.offset).path; });
 }
 
 const MetaValue* GgufFile::lookup(std::string_view key) const {
@@ -478,7 +500,7 @@ StringArray GgufFile::get_strings(std::string_view key) const {
     out.blob.reserve(v.n_bytes - v.count * kMinBytesOfString);
     out.offsets.reserve(v.count + 1);
     out.offsets.push_back(0);
-    Reader in(path_, v.data, v.n_bytes, file_offset_);
+    Reader in(*bytes_, 0, v.data, v.n_bytes);
     in.now("the value of key", v.key);
     for (uint64_t i = 0; i < v.count; i++) {
         out.blob += in.string();
@@ -497,35 +519,6 @@ int64_t GgufFile::as_int64(const MetaValue& v, const std::byte* data) const {
 const Tensor* GgufFile::find(std::string_view name) const {
     const auto found = name_index_.find(name);
     return found == name_index_.end() ? nullptr : &tensors_[found->second];
-}
-
-void GgufFile::read(uint64_t offset, void* dst, size_t n) const {
-    for (size_t done = 0; done < n;) {
-        const ssize_t got =
-            pread(file_->fd, static_cast<std::byte*>(dst) + done, n - done, static_cast<off_t>(offset + done));
-        if (got < 0 && errno == EINTR) continue;
-        check<FileChanged>(got > 0, path_, ": ", n, " bytes wanted at byte ", offset, ", ", done, " could be read",
-                           got < 0 ? message(": ", std::strerror(errno)) : "");
-        done += static_cast<size_t>(got);
-    }
-}
-
-std::unique_ptr<Mapping> GgufFile::map() const {
-    return std::make_unique<Mapping>(file_->fd, static_cast<size_t>(file_->opened.st_size));
-}
-
-void GgufFile::drop_cached(uint64_t offset, size_t n) const {
-#ifdef POSIX_FADV_DONTNEED
-    posix_fadvise(file_->fd, static_cast<off_t>(offset), static_cast<off_t>(n), POSIX_FADV_DONTNEED);
-#endif
-}
-
-void GgufFile::check_unchanged() const {
-    struct stat now;
-    const struct stat& then = file_->opened;
-    const bool same = fstat(file_->fd, &now) == 0 && now.st_size == then.st_size &&
-                      now.st_mtim.tv_sec == then.st_mtim.tv_sec && now.st_mtim.tv_nsec == then.st_mtim.tv_nsec;
-    check<FileChanged>(same, path_, ": was changed after it was opened; load it again");
 }
 
 }  // namespace gemmart

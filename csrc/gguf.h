@@ -4,6 +4,9 @@
 //   n_kv ×       key string, value type u32, value           string: length u64, bytes
 //   n_tensors ×  name string, n_dims u32, n_dims × size u64 (the contiguous one first), type u32, offset u64
 //   padding to general.alignment, then the tensors; their offsets count from here
+//
+// A model may be split into several such files. All metadata is in the first; split.no (from 0), split.count and
+// split.tensors.count tell which one of how many a file is, and each has its own tensors.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "mapping.h"
+#include "byte_source.h"
 #include "tensor.h"
 
 namespace gemmart {
@@ -40,12 +43,12 @@ struct StringArray {
 
 class GgufFile {
   public:
-    // The GGUF file that occupies `length` bytes (0: all to the end) from byte `offset` of the file at `path`.
+    // The GGUF file that the ranges hold, one after another; or the files of a split model, one a range, in order.
     // Throws NotFound, FormatError, TruncatedError, UnsupportedError (a tensor type that formats.def lacks).
-    explicit GgufFile(const std::string& path, uint64_t offset = 0, uint64_t length = 0);
+    explicit GgufFile(std::vector<Range> ranges);
 
-    const std::string& path() const { return path_; }
-    uint64_t file_offset() const { return file_offset_; }
+    const ByteSource& bytes() const { return *bytes_; }
+    const std::string& path() const { return path_; }  // of the first range
     uint32_t version() const { return version_; }
 
     // Metadata, in the order of the file. The getters throw FormatError that names key, wanted and found type; with
@@ -78,30 +81,26 @@ class GgufFile {
     const std::vector<Tensor>& tensors() const { return tensors_; }  // in the order of the file
     const Tensor* find(std::string_view name) const;                 // nullptr where there is none
 
-    // n bytes from `offset` of the file on disk. A short read throws FileChanged.
-    void read(uint64_t offset, void* dst, size_t n) const;
-    // The file on disk, from its first byte.
-    std::unique_ptr<Mapping> map() const;
-    // Takes these bytes out of the system's cache of files: they will not be wanted again soon.
-    void drop_cached(uint64_t offset, size_t n) const;
-    // Throws FileChanged if size or time of modification are not those at the opening. (Who deletes or replaces the
-    // file does no harm: the old one stays open.)
-    void check_unchanged() const;
-
   private:
-    struct File;
-    struct CloseFile {
-        void operator()(File* file) const;
+    // As much of the beginning of a file as has been read.
+    struct Head;
+    struct FreeHead {
+        void operator()(Head* head) const;
     };
+
+    // The one file that begins at this position, the first byte of a range.
+    GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin);
+    void check_split(uint64_t number, uint64_t n_files) const;
+    void index_tensors();
 
     const MetaValue* lookup(std::string_view key) const;
     // The value, a scalar or an array as told, of a type that is `good`; else FormatError that names `wanted`.
     const MetaValue& typed(std::string_view key, const char* wanted, bool (*good)(ValueType), bool is_array) const;
     int64_t as_int64(const MetaValue& v, const std::byte* data) const;
 
+    std::shared_ptr<const ByteSource> bytes_;
     std::string path_;
-    uint64_t file_offset_;
-    std::unique_ptr<File, CloseFile> file_;
+    std::unique_ptr<Head, FreeHead> head_;
     uint32_t version_ = 0;
     std::vector<MetaValue> metadata_;
     std::vector<Tensor> tensors_;

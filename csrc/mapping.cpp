@@ -75,35 +75,37 @@ int take_place(uintptr_t begin, uintptr_t end) {
     throw OutOfMemory(message("more than ", kPlaces, " mapped models"));
 }
 
-void advise(const std::byte* data, size_t offset, size_t n, int advice) {
-    const size_t begin = offset / page_size() * page_size();
-    madvise(const_cast<std::byte*>(data) + begin, offset + n - begin, advice);
+void advise(const std::byte* data, size_t n, int advice) {
+    const size_t skew = reinterpret_cast<uintptr_t>(data) % page_size();
+    madvise(const_cast<std::byte*>(data) - skew, n + skew, advice);
 }
 
 }  // namespace
 
-Mapping::Mapping(int fd, size_t n_bytes) : n_bytes_(n_bytes) {
+Mapping::Mapping(int fd, uint64_t offset, size_t n_bytes) : n_bytes_(n_bytes) {
     static std::once_flag installed;
     std::call_once(installed, install_handler);
-    void* at = mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd, 0);
+    const size_t skew = offset % page_size();
+    void* at = mmap(nullptr, skew + n_bytes, PROT_READ, MAP_SHARED, fd, static_cast<off_t>(offset - skew));
     check<OutOfMemory>(at != MAP_FAILED, "a file of ", n_bytes, " bytes cannot be mapped: ", std::strerror(errno));
-    data_ = static_cast<const std::byte*>(at);
+    pages_ = static_cast<const std::byte*>(at);
+    data_ = pages_ + skew;
     try {
-        place_ = take_place(reinterpret_cast<uintptr_t>(at), reinterpret_cast<uintptr_t>(at) + n_bytes);
+        place_ = take_place(reinterpret_cast<uintptr_t>(pages_), reinterpret_cast<uintptr_t>(data_ + n_bytes));
     } catch (...) {
-        munmap(at, n_bytes);
+        munmap(at, skew + n_bytes);
         throw;
     }
 }
 
 Mapping::~Mapping() {
     places[place_].end.store(0);
-    munmap(const_cast<std::byte*>(data_), n_bytes_);
+    munmap(const_cast<std::byte*>(pages_), static_cast<size_t>(data_ - pages_) + n_bytes_);
 }
 
 bool Mapping::lost() const { return places[place_].lost.load(); }
 
-void Mapping::prefetch(size_t offset, size_t n) const { advise(data_, offset, n, MADV_WILLNEED); }
-void Mapping::forget(size_t offset, size_t n) const { advise(data_, offset, n, MADV_DONTNEED); }
+void Mapping::prefetch(size_t offset, size_t n) const { advise(data_ + offset, n, MADV_WILLNEED); }
+void Mapping::forget(size_t offset, size_t n) const { advise(data_ + offset, n, MADV_DONTNEED); }
 
 }  // namespace gemmart

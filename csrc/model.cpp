@@ -17,8 +17,8 @@ std::vector<KvLayer> kv_layers(const Config& config) {
 
 }  // namespace
 
-ModelFacts::ModelFacts(const std::string& path, uint64_t offset, uint64_t length)
-    : file(std::make_shared<GgufFile>(path, offset, length)),
+ModelFacts::ModelFacts(std::vector<Range> ranges)
+    : file(std::make_shared<GgufFile>(std::move(ranges))),
       config(read_config(*file)),
       tensors(find_tensors(*file, config)) {}
 
@@ -28,7 +28,7 @@ MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int6
     const KvCache::Stats stats = cache.stats();
     size_t kv = 0;
     for (int group : {Global, Windowed}) kv += stats.n_pages[group] * stats.page_bytes[group];
-    return {cpu::packed_weight_bytes(facts.tensors), cpu::mapped_weight_bytes(facts.tensors, n_threads),
+    return {cpu::packed_weight_bytes(facts.tensors), cpu::mapped_weight_bytes(*facts.file, facts.tensors, n_threads),
             cpu::buffer_bytes(facts.config, n_batch, n_threads), kv};
 }
 

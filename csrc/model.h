@@ -20,7 +20,7 @@ struct ModelFacts {
     Config config;
     ModelTensors tensors;
 
-    ModelFacts(const std::string& path, uint64_t offset, uint64_t length);
+    explicit ModelFacts(std::vector<Range> ranges);  // as GgufFile takes them
 };
 
 // Bytes that a model and a context will take.

@@ -3,12 +3,14 @@
 
 #include <pybind11/pybind11.h>
 
-#include <string>
+#include <vector>
+
+#include "byte_source.h"
 
 namespace gemmart {
 
-// The bytes of a str, bytes or os.PathLike, as the system has them.
-std::string path_bytes(const pybind11::object& path);
+// Parts of a model: each a path (str, bytes or os.PathLike), or (path, offset, length). Throws std::invalid_argument.
+std::vector<Range> ranges_of(const pybind11::args& parts);
 
 void register_gguf(pybind11::module_& m);
 void register_kv(pybind11::module_& m);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "error.h"
 #include "gguf.h"
@@ -47,10 +48,10 @@ py::array_t<float> decode_bytes(const std::string& name, const py::buffer& data)
     return out;
 }
 
-std::unique_ptr<GgufFile> open_file(const py::object& path, uint64_t offset, uint64_t length) {
-    const std::string bytes = path_bytes(path);
+std::unique_ptr<GgufFile> open_file(const py::args& parts) {
+    std::vector<Range> ranges = ranges_of(parts);
     py::gil_scoped_release nogil;
-    return std::make_unique<GgufFile>(bytes, offset, length);
+    return std::make_unique<GgufFile>(std::move(ranges));
 }
 
 py::list keys(const GgufFile& file) {
@@ -88,13 +89,30 @@ py::list tensors(const GgufFile& file) {
 
 }  // namespace
 
-std::string path_bytes(const py::object& path) { return py::bytes(py::module_::import("os").attr("fsencode")(path)); }
+std::vector<Range> ranges_of(const py::args& parts) {
+    const py::object fsencode = py::module_::import("os").attr("fsencode");
+    std::vector<Range> ranges;
+    for (const py::handle& part : parts) {
+        py::object path = py::reinterpret_borrow<py::object>(part);
+        uint64_t offset = 0, length = 0;
+        if (py::isinstance<py::tuple>(part)) {
+            try {
+                std::tie(path, offset, length) = py::cast<std::tuple<py::object, uint64_t, uint64_t>>(part);
+            } catch (const py::cast_error&) {
+                throw std::invalid_argument("a part is a path or (path, offset, length), offset and length >= 0");
+            }
+        }
+        ranges.push_back({py::bytes(fsencode(path)), offset, length});
+    }
+    check<std::invalid_argument>(!ranges.empty(), "no part is given");
+    return ranges;
+}
 
 void register_gguf(py::module_& m) {
     py::class_<GgufFile>(m, "Gguf", "A GGUF file: metadata and tensor table, checked. All arrays returned are copies.")
-        .def(py::init(&open_file), py::arg("path"), py::arg("offset") = 0, py::arg("length") = 0,
-             "Open the GGUF file that lies in `length` bytes (0: all to the end) from byte `offset` of the file "
-             "`path`.\n"
+        .def(py::init(&open_file),
+             "Open the GGUF file that the parts hold, one after another, or the files of a split model, one a part.\n"
+             "A part is a path, or (path, offset, length): `length` bytes (0: all to the end) from byte `offset`.\n"
              "Raises ModelNotFound, ModelFormatError, TruncatedModel, UnsupportedModel (a storage format not read "
              "here).")
         .def_property_readonly(
@@ -112,10 +130,11 @@ void register_gguf(py::module_& m) {
         .def("strings", strings, py::arg("key"),
              "An array of strings as (uint8 [bytes], int64 [n + 1]): string i is blob[offsets[i]:offsets[i + 1]].")
         .def("tensors", tensors,
-             "The tensors as (name, format, shape, byte offset in the file on disk, bytes); the last size is "
-             "contiguous.")
-        .def("check_unchanged", &GgufFile::check_unchanged,
-             "Raises ModelChanged if the file was modified after it was opened.");
+             "The tensors as (name, format, shape, offset, bytes); the last size is contiguous; the offset counts from "
+             "the first byte of the first part.")
+        .def(
+            "check_unchanged", [](const GgufFile& file) { file.bytes().check_unchanged(); },
+            "Raises ModelChanged if a file was modified after it was opened.");
     m.def("formats", list_formats, "The storage formats: (name, GGUF type id, weights a block, bytes a block) each.");
     m.def("decode", decode_bytes, py::arg("format_name"), py::arg("data"),
           "Decode whole blocks: `data` is contiguous bytes; returns float32 [n_blocks × weights a block].\n"

@@ -83,13 +83,13 @@ void register_model(py::module_& m) {
 
     py::class_<ModelFacts>(m, "ModelFacts",
                            "What a GGUF file announces of its model, from its metadata and tensor table alone.")
-        .def(py::init([](const py::object& path, uint64_t offset, uint64_t length) {
-                 const std::string bytes = path_bytes(path);
+        .def(py::init([](const py::args& parts) {
+                 std::vector<Range> ranges = ranges_of(parts);
                  py::gil_scoped_release release;
-                 return std::make_unique<ModelFacts>(bytes, offset, length);
+                 return std::make_unique<ModelFacts>(std::move(ranges));
              }),
-             "path"_a, "offset"_a = 0, "length"_a = 0,
-             "Raises ModelNotFound, ModelFormatError, TruncatedModel, UnsupportedModel.")
+             "Of the file in these parts, which are as Gguf takes them. Raises ModelNotFound, ModelFormatError, "
+             "TruncatedModel, UnsupportedModel.")
         .def("info", &info, "family, dim, n_vocab, n_ctx_train, caps, and a dict a layer.")
         .def("memory_need", &need, py::kw_only(), "n_threads"_a, "n_batch"_a, "n_kv_tokens"_a, "n_sequences"_a,
              "kv_type"_a,

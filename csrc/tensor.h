@@ -35,7 +35,7 @@ struct Tensor {
     std::string name;
     DType dtype;
     std::vector<int64_t> shape;  // NumPy's order: the last one is contiguous. 1 to 4 dimensions
-    uint64_t offset;             // bytes from the start of the file on disk
+    uint64_t offset;             // its position in the ByteSource that it comes from
     uint64_t n_bytes;
 };
 

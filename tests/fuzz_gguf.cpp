@@ -2,7 +2,8 @@
 // of ours.
 //
 //   flags="-std=c++20 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover"
-//   g++ $flags -Icsrc tests/fuzz_gguf.cpp csrc/gguf.cpp csrc/mapping.cpp csrc/tensor.cpp -o fuzz_gguf
+//   sources="csrc/gguf.cpp csrc/byte_source.cpp csrc/mapping.cpp csrc/tensor.cpp"
+//   g++ $flags -Icsrc tests/fuzz_gguf.cpp $sources -o fuzz_gguf
 //   ./fuzz_gguf [number of files [seed]]
 #include <sys/mman.h>
 #include <unistd.h>
@@ -65,9 +66,9 @@ void look_at_everything(const GgufFile& file) {
     for (const Tensor& t : file.tensors()) {
         require(file.find(t.name) == &t, "a tensor is found again");
         bytes.resize(t.n_bytes);
-        file.read(t.offset, bytes.data(), bytes.size());
+        file.bytes().read(t.offset, bytes.data(), bytes.size());
     }
-    file.check_unchanged();
+    file.bytes().check_unchanged();
 }
 
 // Reads the bytes as a part of a file in memory, with `around` before and after it. Returns the error's message, "" for
@@ -81,7 +82,7 @@ std::string read_part(const uint8_t* data, size_t size, char around) {
     require(ftruncate(fd, 0) == 0 && pwrite(fd, bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
             "the file is written");
     try {
-        GgufFile file(path, kMargin, size);
+        GgufFile file({{path, kMargin, size}});
         look_at_everything(file);
         const GgufFile moved = std::move(file);
         look_at_everything(moved);

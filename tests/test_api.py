@@ -143,7 +143,7 @@ def test_a_model_at_an_offset(tiny: Tiny, tmp_path: Path) -> None:
     """In an archive, a model is a range of bytes; the core reads it there."""
     image = tiny("gemma2", "Q8_0").read_bytes()
     (tmp_path / "m.bin").write_bytes(b"x" * 1001 + image + b"y" * 77)
-    facts = gemmart._core.ModelFacts(str(tmp_path / "m.bin"), 1001, len(image))
+    facts = gemmart._core.ModelFacts((tmp_path / "m.bin", 1001, len(image)))
     model = gemmart._core.Model(facts, n_threads=1, n_batch=64, precise=False)
     context = gemmart._core.Context(model, n_kv_tokens=64, n_sequences=1, kv_type="f16")
     context.forward(np.arange(9, dtype=np.int32), [(context.kv.new_sequence(), 9)], [8])

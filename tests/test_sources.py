@@ -56,7 +56,8 @@ def test_a_gguf_file_of_any_name(home: Path) -> None:
     path = home / "sha256-0123"
     path.write_bytes(MODEL)
     source = resolve(str(path))
-    assert source == sources.ModelSource(path, 0, len(MODEL), "sha256-0123", str(path))
+    assert source == sources.ModelSource(((path, 0, len(MODEL)),), "sha256-0123", str(path))
+    assert (source.path, source.length) == (path, len(MODEL))
 
 
 def test_a_folder_with_one_model(home: Path) -> None:
@@ -94,23 +95,6 @@ def test_what_is_not_a_model_is_named(home: Path, content: bytes, error: type[Ex
     (home / "m.gguf").write_bytes(content)
     with pytest.raises(error, match=word):
         resolve(str(home / "m.gguf"))
-
-
-def test_archives_and_parts_must_be_put_together_first(home: Path) -> None:
-    with zipfile.ZipFile(home / "m.llamafile", "w") as archive:
-        archive.writestr("m.gguf", MODEL)
-    (home / "n.llamafile").write_bytes(b"MZqFpD='\n" + (home / "m.llamafile").read_bytes())
-    (home / "m-00001-of-00003.gguf").write_bytes(MODEL)
-    (home / "m.cat1").write_bytes(b"\1\2\3\4\5")
-    words = {
-        "m.llamafile": "ZIP archive",
-        "n.llamafile": "ZIP archive",
-        "m-00001-of-00003.gguf": "split",
-        "m.cat1": "slice",
-    }
-    for name, word in words.items():
-        with pytest.raises(errors.UnsupportedModel, match=word):
-            resolve(str(home / name))
 
 
 def test_odd_files_do_not_block(home: Path) -> None:

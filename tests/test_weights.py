@@ -50,7 +50,7 @@ def test_mapped_weights_at_an_odd_offset(tiny: Tiny, tmp_path: Path) -> None:
         image = tiny("gemma2", quant).read_bytes()
         (tmp_path / "m.bin").write_bytes(b"x" * 1001 + image + b"y" * 77)
         model = _core.Model(
-            _core.ModelFacts(str(tmp_path / "m.bin"), 1001, len(image)),
+            _core.ModelFacts((tmp_path / "m.bin", 1001, len(image))),
             n_threads=2, n_batch=512, precise=False, mapped=True,
         )  # fmt: skip
         context = _core.Context(model, n_kv_tokens=512, n_sequences=1, kv_type="f32")

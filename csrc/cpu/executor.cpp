@@ -406,7 +406,7 @@ struct CpuExecutor::Impl {
         const FormatInfo& format = format_of(embedding->dtype);
         const size_t row_size = row_bytes(format, config.dim);
         std::byte* raw = buffers.scratch[thread];
-        file->read(embedding->offset + batch->tokens[i] * row_size, raw, row_size);
+        file->bytes().read(embedding->offset + batch->tokens[i] * row_size, raw, row_size);
         format.decode(raw, residual(i), config.dim);
         kernels.scale(residual(i), config.embedding_scale, config.dim);
         for (size_t r = 0; r < config.ropes.size(); ++r) {
@@ -668,7 +668,7 @@ struct CpuExecutor::Impl {
         attention.clear();
         for (const LayerFacts& l : config.layers)
             if (!attention.count(l.window)) attention.emplace(l.window, attention_work(l.window));
-        file->check_unchanged();
+        file->bytes().check_unchanged();
         phases.begin();
         pool.run([&](int thread) { run_all(thread, logits); });
         weights->check_unchanged();
@@ -688,8 +688,8 @@ PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
 
 size_t packed_weight_bytes(const ModelTensors& tensors) { return packed_bytes(matrices(tensors)); }
 
-size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads) {
-    return n_threads * room_bytes(matrices(tensors));
+size_t mapped_weight_bytes(const GgufFile& file, const ModelTensors& tensors, int n_threads) {
+    return n_threads * room_bytes(matrices(tensors)) + copied_bytes(file.bytes(), matrices(tensors));
 }
 
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads) {

@@ -32,7 +32,7 @@ class CpuExecutor final : public Executor {
 
 // Bytes that the executor takes for weights, packed or mapped, and for its buffers.
 size_t packed_weight_bytes(const ModelTensors& tensors);
-size_t mapped_weight_bytes(const ModelTensors& tensors, int n_threads);
+size_t mapped_weight_bytes(const GgufFile& file, const ModelTensors& tensors, int n_threads);
 size_t buffer_bytes(const Config& config, int n_batch, int n_threads);
 
 }  // namespace gemmart::cpu

@@ -71,32 +71,43 @@ size_t room_bytes(const std::vector<const Tensor*>& tensors) {
     return round_up(largest, 64);
 }
 
+size_t copied_bytes(const ByteSource& source, const std::vector<const Tensor*>& tensors) {
+    size_t total = 0;
+    for (const Tensor* t : tensors)
+        if (!source.in_one_range(t->offset, t->n_bytes)) total += round_up(t->n_bytes, 64);
+    return total;
+}
+
 Weights::Weights(const GgufFile& file, const std::vector<LoadItem>& items, const WeightOptions& options,
                  Loading& loading, ThreadPool& pool)
     : file_(file),
       room_bytes_(room_bytes(tensors_of(items))),
-      arena_(options.mapped ? pool.size() * room_bytes_ : packed_bytes(tensors_of(items))) {
+      arena_(options.mapped ? pool.size() * room_bytes_ + copied_bytes(file.bytes(), tensors_of(items))
+                            : packed_bytes(tensors_of(items))) {
     if (options.mapped) {
         map(items, options.cache_bytes);
         for (int i = 0; i < pool.size(); ++i) rooms_.push_back(arena_.take(room_bytes_));
     } else {
         load(items, file_bytes(items) > options.cache_bytes, loading, pool);
     }
-    file.check_unchanged();
+    file.bytes().check_unchanged();
 }
 
 void Weights::map(const std::vector<LoadItem>& items, size_t cache_bytes) {
-    mapping_ = file_.map();
+    const ByteSource& source = file_.bytes();
+    mapped_ = std::make_unique<MappedSource>(source);
     const double share = static_cast<double>(cache_bytes) / file_bytes(items);
     double n_seen = 0, n_kept = 0;
     for (const auto& [tensor, to] : items) {
         const int n_rows = static_cast<int>(tensor->shape[0]), n_cols = static_cast<int>(tensor->shape[1]);
-        *to = {tensor->dtype,
-               false,
-               n_rows,
-               n_cols,
-               mapping_->data() + tensor->offset,
-               row_bytes(format_of(tensor->dtype), n_cols)};
+        *to = {tensor->dtype, false, n_rows, n_cols, nullptr, row_bytes(format_of(tensor->dtype), n_cols)};
+        if (!source.in_one_range(tensor->offset, tensor->n_bytes)) {
+            std::byte* copy = arena_.take(tensor->n_bytes);
+            source.read(tensor->offset, copy, tensor->n_bytes);
+            to->data = copy;
+            continue;
+        }
+        to->data = mapped_->at(tensor->offset);
         // Those that are read anew stand evenly between the others, so that the device reads while these are
         // multiplied.
         n_seen += tensor->n_bytes;
@@ -113,10 +124,10 @@ void Weights::note_use(const Matrix& w, int n_panels) const {
         std::find_if(streams_.begin(), streams_.end(), [&](const Stream& s) { return s.data == w.data; });
     if (stream == streams_.end() || (stream->n_used += n_panels) < (w.n_rows + kPanel - 1) / kPanel) return;
     stream->n_used = 0;
-    mapping_->forget(stream->tensor->offset, stream->tensor->n_bytes);
-    file_.drop_cached(stream->tensor->offset, stream->tensor->n_bytes);
+    mapped_->forget(stream->tensor->offset, stream->tensor->n_bytes);
+    file_.bytes().drop_cached(stream->tensor->offset, stream->tensor->n_bytes);
     const Stream& next = streams_[(stream - streams_.begin() + 2) % streams_.size()];
-    mapping_->prefetch(next.tensor->offset, next.tensor->n_bytes);
+    mapped_->prefetch(next.tensor->offset, next.tensor->n_bytes);
 }
 
 void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading& loading, ThreadPool& pool) {
@@ -149,13 +160,13 @@ void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading
             auto* data = const_cast<std::byte*>(to->data);
             if (to->packed) {
                 buffer.resize(largest);
-                file_.read(offset, buffer.data(), n_rows * row);
+                file_.bytes().read(offset, buffer.data(), n_rows * row);
                 const Matrix rows{to->dtype, false, n_rows, to->n_cols, buffer.data(), row};
                 pack(rows, 0, (n_rows + kPanel - 1) / kPanel, data + first / kPanel * to->stride);
             } else {
-                file_.read(offset, data + first * row, n_rows * row);
+                file_.bytes().read(offset, data + first * row, n_rows * row);
             }
-            if (drop_cached) file_.drop_cached(offset, n_rows * row);
+            if (drop_cached) file_.bytes().drop_cached(offset, n_rows * row);
             loading.done += n_rows * row;
         });
     });
@@ -168,14 +179,14 @@ void Weights::pack(const Matrix& w, int panel, int n_panels, std::byte* to) {
 }
 
 void Weights::check_unchanged() const {
-    if (!mapping_) return;
-    file_.check_unchanged();
-    check<FileChanged>(!mapping_->lost(), file_.path(), ": could not be read any more while it was in use");
+    if (!mapped_) return;
+    file_.bytes().check_unchanged();
+    check<FileChanged>(!mapped_->lost(), file_.path(), ": could not be read any more while it was in use");
 }
 
 std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor) {
     std::vector<std::byte> raw(tensor.n_bytes);
-    file.read(tensor.offset, raw.data(), raw.size());
+    file.bytes().read(tensor.offset, raw.data(), raw.size());
     std::vector<float> out(tensor.shape[0]);
     format_of(tensor.dtype).decode(raw.data(), out.data(), tensor.shape[0]);
     return out;

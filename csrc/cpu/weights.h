@@ -43,9 +43,11 @@ struct Loading {
     std::atomic<bool> cancelled{false};     // the load throws Cancelled
 };
 
-// Bytes of memory that matrices take where they are packed, and those of a thread's room where they are mapped.
+// Bytes of memory that matrices take where they are packed; where they are mapped, those of a thread's room, and of the
+// matrices that must be copied since no single range of the source holds them.
 size_t packed_bytes(const std::vector<const Tensor*>& tensors);
 size_t room_bytes(const std::vector<const Tensor*>& tensors);
+size_t copied_bytes(const ByteSource& source, const std::vector<const Tensor*>& tensors);
 
 struct LoadItem {
     const Tensor* tensor;  // two dimensions
@@ -98,7 +100,7 @@ class Weights {
     const GgufFile& file_;
     const size_t room_bytes_;
     Arena arena_;
-    std::unique_ptr<Mapping> mapping_;
+    std::unique_ptr<MappedSource> mapped_;
     mutable std::deque<Stream> streams_;  // in order of use
     std::vector<std::byte*> rooms_;       // a thread, where mapped
 };

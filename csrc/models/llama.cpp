@@ -16,7 +16,7 @@ Config llama_facts(const GgufFile& file) {
                            file.path(), ": tensor rope_freqs.weight: expected F32 [", inv_freq.size(),
                            "] (head_dim / 2)");
         std::vector<float> values(inv_freq.size());
-        file.read(factors->offset, values.data(), factors->n_bytes);
+        file.bytes().read(factors->offset, values.data(), factors->n_bytes);
         for (size_t i = 0; i < values.size(); ++i) {
             check<FormatError>(values[i] > 0, file.path(), ": tensor rope_freqs.weight: element ", i, " is ", values[i],
                                ", expected > 0");

@@ -47,9 +47,8 @@ def measure(
     Raises InvalidRequest where the model's context is too short for that.
     """
     source = sources.resolve(ref, offline=offline, progress=progress, notice=notice)
-    place = (str(source.path), source.offset, source.length)
     ctx = max(prompt, decode + 1) + 1
-    _check_context(_core.ModelFacts(*place), ctx, source.name, prompt, decode)
+    _check_context(_core.ModelFacts(*source.parts), ctx, source.name, prompt, decode)
     began = time.perf_counter()
     with gemmart.load(
         ref,
@@ -81,7 +80,7 @@ def measure(
         peak_mib = _peak_mib()
         threads, isa, precise, mmap = model.plan.threads, model.isa, model.precise, model.plan.mmap
 
-    token_bytes = weight_bytes_per_token(_core.Gguf(*place))
+    token_bytes = weight_bytes_per_token(_core.Gguf(*source.parts))
     least, most = BANDWIDTH_BYTES
     bandwidth = _core.kernels.read_bandwidth(min(max(token_bytes, least), most), threads)
     read_rate = median(decodes) * token_bytes
@@ -128,7 +127,7 @@ def phases(
     Raises InvalidRequest where the model's context is too short for that.
     """
     source = sources.resolve(ref, offline=offline, progress=progress, notice=notice)
-    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
+    facts = _core.ModelFacts(*source.parts)
     _check_context(facts, prompt + decode, source.name, prompt, decode)
     plan = make_plan(facts, ctx=prompt + decode, parallel=1, batch=batch, threads=threads, kv_type=kv_type, mmap=mmap)
     check_fits(plan, source.name)

@@ -173,9 +173,10 @@ class _ModelFile:
     """A model file, its headers read."""
 
     def __init__(self, source: ModelSource) -> None:
+        self.source = source
         self.path = source.path
-        self.facts = _core.ModelFacts(str(source.path), source.offset, source.length)
-        self.gguf = _core.Gguf(str(source.path), source.offset, source.length)
+        self.facts = _core.ModelFacts(*source.parts)
+        self.gguf = _core.Gguf(*source.parts)
         self.small = self.facts.info()["dim"] <= SMALL_DIM
 
     def vocabulary(self) -> Vocabulary:
@@ -209,7 +210,7 @@ class Model:
         progress: Progress,
     ) -> None:
         self.plan = plan
-        self.info = describe(file.gguf, file.facts, file.path)
+        self.info = describe(file.gguf, file.facts, file.source)
         self.precise = file.small if precise is None else precise
         status = _core.Loading()
         # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
@@ -553,7 +554,7 @@ def _context(core: _core.Model, plan: MemoryPlan) -> _core.Context:
     return _core.Context(core, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type)
 
 
-def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo:
+def describe(gguf: _core.Gguf, facts: _core.ModelFacts, source: ModelSource) -> ModelInfo:
     """The record of a model file."""
     info = facts.info()
     formats: dict[str, int] = {}
@@ -566,15 +567,15 @@ def describe(gguf: _core.Gguf, facts: _core.ModelFacts, path: Path) -> ModelInfo
         return str(gguf.get(key)) if key in gguf and gguf.type_of(key) == "str" else None
 
     return ModelInfo(
-        name=text("general.name") or path.stem,
-        path=path,
+        name=text("general.name") or source.name,
+        path=source.path,
         family=info["family"],
         n_layers=len(info["layers"]),
         dim=info["dim"],
         n_vocab=info["n_vocab"],
         n_ctx_train=info["n_ctx_train"],
         n_parameters=n_parameters,
-        file_bytes=path.stat().st_size,
+        file_bytes=source.length,
         formats=formats,
         license=text("general.license"),
         chat_template=text("tokenizer.chat_template"),

@@ -15,7 +15,7 @@ from gemmart.tokenizer import Tokenizer
 def report(source: ModelSource) -> dict[str, Any]:
     """Everything that `gemmart show --json` prints. Raises as gemmart.load does for a file that is not sound."""
     gguf = _gguf(source)
-    info = describe(gguf, _core.ModelFacts(str(source.path), source.offset, source.length), source.path)
+    info = describe(gguf, _core.ModelFacts(*source.parts), source)
     keys = [key for key in gguf.keys() if not gguf.type_of(key).endswith("[]") and key != "tokenizer.chat_template"]  # noqa: SIM118  not a mapping
     return asdict(info) | {
         "path": str(info.path),
@@ -54,7 +54,7 @@ def tokenizer(source: ModelSource) -> Tokenizer:
 
 
 def _gguf(source: ModelSource) -> _core.Gguf:
-    return _core.Gguf(str(source.path), source.offset, source.length)
+    return _core.Gguf(*source.parts)
 
 
 def _short(value: object) -> str:

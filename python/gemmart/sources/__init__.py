@@ -20,9 +20,9 @@ from pathlib import Path
 from gemmart.errors import InvalidRequest, ModelNotFound
 from gemmart.progress import Progress, no_progress
 from gemmart.sources import files, hub, wheels
-from gemmart.sources.files import ModelSource
+from gemmart.sources.files import ModelSource, packed_arguments
 
-__all__ = ["DEFAULT", "FALLBACK", "Alias", "ModelSource", "aliases", "resolve"]
+__all__ = ["DEFAULT", "FALLBACK", "Alias", "ModelSource", "aliases", "packed_arguments", "resolve"]
 
 DEFAULT = "gemma-2-2b-it"
 FALLBACK = "smollm2-135m"  # comes from PyPI, so it is there where the hub is not

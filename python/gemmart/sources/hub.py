@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gemmart.errors import ChecksumError, DownloadError, InvalidRequest, ModelNotFound
 from gemmart.progress import Progress
 from gemmart.sources import store
-from gemmart.sources.files import is_split
+from gemmart.sources.names import is_part as is_split
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
