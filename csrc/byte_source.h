@@ -31,7 +31,7 @@ class ByteSource {
     uint64_t size() const { return parts_.back().end(); }
     size_t n_ranges() const { return parts_.size(); }
     uint64_t begin(size_t range) const { return parts_[range].begin; }
-    uint64_t end_of_range_at(uint64_t position) const { return part_at(position).end(); }
+    uint64_t size(size_t range) const { return parts_[range].range.length; }
 
     // Where a position lies on disk, for messages; the end of all lies at the end of the last range.
     struct Place {

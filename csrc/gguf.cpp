@@ -16,6 +16,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little && sizeof(size_t) == 8);
 
+constexpr std::string_view kMagic = "GGUF";
 constexpr uint64_t kMaxKeys = 65'536;
 constexpr uint64_t kMaxTensors = 262'144;
 constexpr uint64_t kMaxKeyBytes = 65'535;
@@ -200,7 +201,6 @@ std::string kind_of(std::string_view head) {
 }
 
 void check_magic(const std::string& path, std::string_view head) {
-    constexpr std::string_view kMagic = "GGUF";
     check<TruncatedError>(!head.empty(), path, ": is empty");
     check<TruncatedError>(head.size() >= kMagic.size() || !kMagic.starts_with(head), path,
                           ": ends inside the magic: ", kMagic.size(), " bytes wanted, ", head.size(), " bytes present");
@@ -325,6 +325,13 @@ void check_overlap(const ByteSource& source, const std::vector<Tensor>& tensors)
     }
 }
 
+// Bytes of the first file: of its own range, where the next one is a file too; of all ranges, where they are slices.
+uint64_t size_of_first(const ByteSource& bytes) {
+    char magic[4] = {};
+    if (bytes.n_ranges() > 1 && bytes.size(1) >= sizeof magic) bytes.read(bytes.begin(1), magic, sizeof magic);
+    return std::string_view(magic, sizeof magic) == kMagic ? bytes.size(0) : bytes.size();
+}
+
 }  // namespace
 
 const char* name_of(ValueType type) { return kTypes[static_cast<size_t>(type)].name; }
@@ -341,14 +348,16 @@ void GgufFile::FreeHead::operator()(Head* head) const {
     delete head;
 }
 
-GgufFile::GgufFile(std::vector<Range> ranges) : GgufFile(std::make_shared<ByteSource>(std::move(ranges)), 0) {
+GgufFile::GgufFile(std::vector<Range> ranges) : GgufFile(std::make_shared<const ByteSource>(std::move(ranges))) {}
+
+GgufFile::GgufFile(std::shared_ptr<const ByteSource> bytes) : GgufFile(bytes, 0, size_of_first(*bytes)) {
     const uint64_t n_files = get_uint("split.count", 1);
     if (n_files <= 1) return;
     check<FormatError>(n_files == bytes_->n_ranges(), path_, ": key 'split.count' is ", n_files,
                        ": one of so many files that are read together, but here are ", bytes_->n_ranges());
     check_split(0, n_files);
     for (uint64_t i = 1; i < n_files; i++) {
-        GgufFile part(bytes_, bytes_->begin(i));
+        GgufFile part(bytes_, bytes_->begin(i), bytes_->size(i));
         part.check_split(i, n_files);
         std::move(part.tensors_.begin(), part.tensors_.end(), std::back_inserter(tensors_));
     }
@@ -358,9 +367,8 @@ GgufFile::GgufFile(std::vector<Range> ranges) : GgufFile(std::make_shared<ByteSo
                        n_files, " files have ", tensors_.size(), " tensors");
 }
 
-GgufFile::GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin)
+GgufFile::GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin, uint64_t size)
     : bytes_(std::move(bytes)), path_(bytes_->place(begin).path) {
-    uint64_t size = bytes_->size() - begin;
     void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     check<OutOfMemory>(data != MAP_FAILED, path_, ": no address space for ", size, " bytes");
     head_.reset(new Head{data, size});
@@ -395,9 +403,6 @@ GgufFile::GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin)
                        " to ", kMaxAlignment);
     tensors_.reserve(n_tensors);
     for (uint64_t i = 0; i < n_tensors; i++) tensors_.push_back(read_tensor(in, alignment));
-
-    // One of several files has a range of its own.
-    if (get_uint("split.count", 1) > 1) size = bytes_->end_of_range_at(begin) - begin;
     const uint64_t data_start = (in.position() + alignment - 1) / alignment * alignment;
     const uint64_t data_size = size > data_start ? size - data_start : 0;
     for (Tensor& t : tensors_) {

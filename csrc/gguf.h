@@ -88,8 +88,9 @@ class GgufFile {
         void operator()(Head* head) const;
     };
 
-    // The one file that begins at this position, the first byte of a range.
-    GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin);
+    explicit GgufFile(std::shared_ptr<const ByteSource> bytes);
+    // The one file in `size` bytes from a position, the first byte of a range.
+    GgufFile(std::shared_ptr<const ByteSource> bytes, uint64_t begin, uint64_t size);
     void check_split(uint64_t number, uint64_t n_files) const;
     void index_tensors();
 

@@ -326,8 +326,8 @@ def test_packed_arguments(tmp_path: Path) -> None:
 # ---- models that run where they lie
 
 
-@pytest.mark.parametrize("quant", ["F32", "BF16", "Q4_K", "Q6_K", "IQ2_S", "Q8_0"])
-@pytest.mark.parametrize("skew", [0, 1, 4, 33])
+@pytest.mark.parametrize("quant", ["F32", "BF16", "Q6_K", "IQ2_S"])
+@pytest.mark.parametrize("skew", [1, 4])
 def test_the_same_bits_wherever_the_model_lies(quant: str, skew: int, tiny: Tiny, isa: str, tmp_path: Path) -> None:
     """Packed and mapped, aligned to 64 and by no more than a byte."""
     plain = tiny("gemma2", quant)

@@ -114,9 +114,6 @@ Config dense_facts(const GgufFile& file, bool neox, double default_rope_base) {
 }
 
 Config read_config(const GgufFile& file) {
-    const uint64_t n_parts = file.get_uint("split.count", 1);
-    check<UnsupportedError>(n_parts <= 1, file.path(), ": is one of ", n_parts,
-                            " parts of a model (split.count); join them first with `llama-gguf-split --merge`");
     const std::string_view family = file.get_string("general.architecture");
     std::string known;
     for (const auto& [name, facts] : kFamilies) {

@@ -88,18 +88,22 @@ def check(source: ModelSource, progress: Progress) -> None:
 
 def _files(path: Path) -> tuple[list[Path], str | None]:
     """The files that `path` stands for, in order, and the entry that it names. Raises ModelNotFound."""
-    if (there := _exists(path)) is not None:
-        if stat.S_ISDIR(there):
-            return _only_model(path), None
-        return _with_siblings(path), None
-    first = path.with_name(path.name + ".cat0")
-    if _exists(first) is not None:
-        return _with_siblings(first), None
+    if found := _at(path):
+        return found, None
     for at in reversed([match.start() for match in re.finditer("@", str(path))]):
         archive, entry = Path(str(path)[:at]), str(path)[at + 1 :]
-        if entry and (there := _exists(archive)) is not None and stat.S_ISREG(there):
-            return _with_siblings(archive), entry
+        if archive.name and entry and not archive.is_dir() and (found := _at(archive)):
+            return found, entry
     raise ModelNotFound(f"{path}: no such file; {nearby(path)}")
+
+
+def _at(path: Path) -> list[Path]:
+    """The files of the model at a path: it, or those of which it is one, or its slices, or what is in the folder there;
+    empty where there is nothing."""
+    if (mode := _exists(path)) is not None:
+        return _only_model(path) if stat.S_ISDIR(mode) else _with_siblings(path)
+    first = path.with_name(path.name + ".cat0")
+    return [] if _exists(first) is None else _with_siblings(first)
 
 
 def _exists(path: Path) -> int | None:

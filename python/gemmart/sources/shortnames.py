@@ -17,7 +17,6 @@ from platformdirs import site_config_path, user_config_path
 
 from gemmart.errors import InvalidRequest
 
-
 QUANT = re.compile(r"(I?Q\d|TQ\d|B?F\d\d|MXFP\d)\w*", re.IGNORECASE)
 
 
