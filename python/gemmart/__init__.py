@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gemmart.model import Model, Session, Stream, devices, load, plan
     from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
     from gemmart.sampling import Sampling
+    from gemmart.sources import pull
 
 # Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "model": "Model Session Stream devices load plan",
     "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",
     "sampling": "Sampling",
+    "sources": "pull",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -86,6 +88,7 @@ __all__ = [
     "devices",
     "load",
     "plan",
+    "pull",
 ]
 
 

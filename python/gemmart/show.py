@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gemmart import _core
@@ -20,13 +21,15 @@ def report(source: ModelSource) -> dict[str, Any]:
     return asdict(info) | {
         "path": str(info.path),
         "origin": source.origin,
+        "entry": source.entry,
+        "parts": [{"path": str(part.path), "offset": part.offset, "bytes": part.length} for part in source.parts],
         "n_tensors": len(gguf.tensors()),
         "metadata": {key: gguf.get(key) for key in keys},
     }
 
 
 def as_text(found: dict[str, Any]) -> str:
-    total = sum(found["formats"].values())
+    total, parts = sum(found["formats"].values()), found["parts"]
     formats = sorted(found["formats"].items(), key=lambda item: -item[1])
     metadata = found["metadata"]
     vocabulary = (metadata.get("tokenizer.ggml.model", "none"), metadata.get("tokenizer.ggml.pre"))
@@ -35,6 +38,9 @@ def as_text(found: dict[str, Any]) -> str:
         ("name", found["name"]),
         ("path", found["path"]),
         ("origin", found["origin"]),
+        *([("alias of", found["alias"])] if found.get("alias") else []),
+        *([("entry", found["entry"])] if found["entry"] else []),
+        *([("parts", ", ".join(Path(part["path"]).name for part in parts))] if len(parts) > 1 else []),
         ("family", found["family"]),
         ("parameters", f"{found['n_parameters']:,} in {found['n_tensors']} tensors"),
         ("layers, width", f"{found['n_layers']}, {found['dim']}"),

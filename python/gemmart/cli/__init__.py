@@ -18,7 +18,8 @@ from gemmart.errors import Cancelled, GemmartError, InternalError
 
 USAGE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 # Each is `command` of the module of its name, here.
-COMMANDS = ("run", "show", "plan", "bench", "tokenize", "doctor", "config", "completion", "help")
+COMMANDS = ("run", "pull", "list", "rm", "show", "plan", "bench", "tokenize", "doctor", "config", "completion", "help")
+OTHER_NAMES = {"list": "ls"}  # that of its module, which must not hide the built-in one here
 
 log = logging.getLogger("gemmart")
 
@@ -30,13 +31,14 @@ class Cli(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in (*COMMANDS, *OTHER_NAMES.values()):
             return None
+        name = OTHER_NAMES.get(name, name)
         command: click.Command = import_module(f"gemmart.cli.{name}").command
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*COMMANDS, "-h", "--help", "--version", "--licenses"):
+        if args and args[0] not in (*COMMANDS, *OTHER_NAMES.values(), "-h", "--help", "--version", "--licenses"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

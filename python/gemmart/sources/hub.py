@@ -88,18 +88,18 @@ def fetch(wanted: HubReference, *, offline: bool, verify: bool = False, progress
     has none that fits. `verify`: compare the sums again."""
     from huggingface_hub import constants
 
-    cached = _cached(Path(constants.HF_HUB_CACHE), wanted)
+    there = cached(wanted)
     with suppress(ModelNotFound):
-        files = choose(wanted, {name: path.stat().st_size for name, path in cached.items()})
+        files = choose(wanted, {name: path.stat().st_size for name, path in there.items()})
         for name in files:
-            _verify(cached[name], None, progress, again=verify)
-        return cached[files[0]], str(wanted)
+            _verify(there[name], None, progress, again=verify)
+        return there[files[0]], str(wanted)
     theirs = lmstudio.files(wanted.repo) if wanted.revision is None else {}
     with suppress(ModelNotFound):
         files = choose(wanted, {name: path.stat().st_size for name, path in theirs.items()})
         return theirs[files[0]], f"{wanted}, fetched by LM Studio"
     if offline or constants.HF_HUB_OFFLINE:
-        have = f" (there is {', '.join(sorted(cached))})" if cached else ""
+        have = f" (there is {', '.join(sorted(there))})" if there else ""
         raise NotCached(f"{wanted}: offline, and it is not in the cache of the hub, {constants.HF_HUB_CACHE}{have}")
     return _download(wanted, progress), str(wanted)
 
@@ -134,10 +134,20 @@ def _of_quant(there: Iterable[str], quant: str) -> list[str]:
     return [name for name in there if pattern.search(name)]
 
 
-def _cached(cache: Path, wanted: HubReference) -> dict[str, Path]:
+def cached_repos() -> Iterator[str]:
+    """The repositories of which the hub's cache has something."""
+    from huggingface_hub import constants
+
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        yield "/".join(folder.name.split("--")[1:])
+
+
+def cached(wanted: HubReference) -> dict[str, Path]:
     """The files in the hub's cache that may be models of the repository, by their names there; of several versions the
     newest, or the one asked for."""
-    folder = cache / ("models--" + wanted.repo.replace("/", "--"))
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / ("models--" + wanted.repo.replace("/", "--"))
     found: dict[str, Path] = {}
     snapshots = [path for path in folder.glob("snapshots/*") if path.is_dir()]
     if wanted.revision is not None:

@@ -121,7 +121,8 @@ def note(path: Path, sha256: str) -> None:
 
 def sum_on_record(path: Path) -> str | None:
     """The SHA-256 that a file has by its name in a cache, or had when it was fetched."""
-    match = re.fullmatch(r"(?:sha256-)?([0-9a-f]{64})", path.resolve().name)
+    blob = path.readlink() if path.is_symlink() else path
+    match = re.fullmatch(r"(?:sha256-)?([0-9a-f]{64})", blob.name)
     return match[1] if match else _noted(path)[1]
 
 
