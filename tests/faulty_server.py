@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ class Hub:
     gated: bool = False
     status: int = 200
     silent: bool = False
+    elsewhere: str | None = None  # where the bytes are, on another host
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
@@ -79,6 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
             name = path.removeprefix(f"/{hub.repo}/resolve/{COMMIT}/")
             if hub.gated:
                 self._answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
+            elif hub.elsewhere is not None:
+                data = hub.files[name]
+                linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+                self._answer(302, b"", {"Location": hub.elsewhere, "X-Repo-Commit": COMMIT, **linked})
             else:
                 self._file(name)
         else:
@@ -107,6 +113,90 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: self.state.cuts.pop(0)]
             self.close_connection = True
         self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@dataclass
+class Site:
+    """Any web server with files, and its faults. `requests` holds (path, headers) of what was asked."""
+
+    files: dict[str, bytes]
+    cuts: list[int] = field(default_factory=list)  # the next answers end after so many bytes of the body
+    redirects: dict[str, str] = field(default_factory=dict)
+    statuses: list[int] = field(default_factory=list)  # of the next answers
+    ignore_range: bool = False
+    etag: bool = True
+    length: bool = True
+    headers: dict[str, str] = field(default_factory=dict)  # besides the others, of every file
+    slow: float = 0  # seconds between two pieces
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    n_sent: int = 0  # bytes of bodies
+
+    def __enter__(self) -> Site:
+        site = self
+
+        class Handler(_SiteHandler):
+            state = site
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _SiteHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: Site
+
+    def do_GET(self) -> None:
+        site = self.state
+        path = urlsplit(self.path).path
+        site.requests.append((path, dict(self.headers)))
+        status = site.statuses.pop(0) if site.statuses else 200
+        if path in site.redirects:
+            self._send(302, b"", {"Location": site.redirects[path]})
+        elif status != 200 or path not in site.files:
+            self._send(status if status != 200 else 404, b"no")
+        else:
+            self._send_file(site.files[path])
+
+    def _send_file(self, data: bytes) -> None:
+        site, start, status = self.state, 0, 200
+        etag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
+        headers = dict(site.headers) | ({"ETag": etag} if site.etag else {})
+        span = self.headers["Range"]
+        if span and not site.ignore_range and self.headers.get("If-Range", etag) == etag:
+            start, status = int(span.removeprefix("bytes=").split("-")[0]), 206
+            headers.setdefault("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self._send(status, data[start:], headers, cut=True)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+        site = self.state
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if site.length:
+            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.close_connection = True
+        self.end_headers()
+        if cut and site.cuts:
+            body = body[: site.cuts.pop(0)]
+        step = 1 << 16
+        for at in range(0, len(body), step):
+            try:
+                self.wfile.write(body[at : at + step])
+            except OSError:  # the client has gone
+                return
+            site.n_sent += len(body[at : at + step])
+            time.sleep(site.slow)
 
     def log_message(self, *_: object) -> None:
         pass

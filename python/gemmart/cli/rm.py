@@ -21,13 +21,12 @@ def command(ref: str, yes: bool, **given: Any) -> int:
 
     messages = messages_of(given)
     models = installed.named(ref)
+    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError("nobody can be asked here whether to remove it; -y removes it without asking")
     for model in models:
-        messages.say(f"{model.ref}  {mib(model.n_bytes)}")
-    if not yes:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise click.UsageError("nobody can be asked here whether to remove this; -y removes it without asking")
-        if not click.confirm("Remove?", default=False, err=True):
-            return 0
+        messages.note(f"{model.ref}  {mib(model.n_bytes)}")
+    if not yes and not click.confirm("Remove?", default=False, err=True):
+        return 0
     for model in models:
         installed.remove(model)
     messages.note(f"removed: {mib(sum(model.n_bytes for model in models))}")

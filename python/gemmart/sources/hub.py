@@ -73,7 +73,10 @@ def of_page(url: str) -> HubReference | None:
     """What an address of the hub names; None for any other address."""
     from huggingface_hub import constants
 
-    address = urlsplit(url)
+    try:
+        address = urlsplit(url)
+    except ValueError:
+        return None
     if address.netloc not in (*HOSTS, urlsplit(constants.ENDPOINT).netloc):
         return None
     match = PAGE.fullmatch(unquote(address.path))

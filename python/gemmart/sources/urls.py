@@ -140,7 +140,7 @@ def _download(wanted: Address, part: Path, state: Path, progress: Progress) -> N
     import httpx
 
     known = _known(state)
-    tries = 0
+    tries = furthest = 0
     with httpx.Client(timeout=httpx.Timeout(STALL_SECONDS), follow_redirects=False) as client:
         while True:
             have = part.stat().st_size if part.exists() and known is not None else 0
@@ -160,8 +160,9 @@ def _download(wanted: Address, part: Path, state: Path, progress: Progress) -> N
                 reason, known = str(error), None
             except _Busy as error:
                 reason = str(error)
-            brought = known is not None and part.exists() and part.stat().st_size > have
-            tries = 0 if brought else tries + 1
+            now = part.stat().st_size if known is not None and part.exists() else 0
+            tries = 0 if now > furthest else tries + 1
+            furthest = max(now, furthest)
             if tries == TRIES:
                 raise _Broken(reason)
             if tries:
