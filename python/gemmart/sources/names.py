@@ -44,7 +44,7 @@ def parts(name: str, there: Iterable[str]) -> list[str]:
 
     Raises ModelNotFound that names the first part that is missing."""
     first, _ = _place(name)
-    found = dict(sorted((number, other) for other in there for own, number in [_place(other)] if own == first))
+    found = {number: other for other in there for own, number in [_place(other)] if own == first}
     match = SPLIT.fullmatch(name)
     count = int(match["count"]) if match else max(found, default=0) + 1
     for number in range(count):

@@ -31,12 +31,13 @@ def find(name: str) -> Path:
     """The blob of a model. Raises InvalidRequest for what is no name of Ollama's, ModelNotFound, ModelFormatError for a
     broken manifest, UnsupportedModel for a model that is no single GGUF file."""
     match = NAME.fullmatch(name)
-    parts = [] if match is None else [match[1] or DEFAULT_PLACE[0], match[2] or DEFAULT_PLACE[1], match[3]]
-    if match is None or any(set(part) <= {"."} for part in parts):
+    host, user, model, tag = match.groups() if match else ("", "", "", "")
+    parts = [host or DEFAULT_PLACE[0], user or DEFAULT_PLACE[1], model, tag or "latest"]
+    if match is None or any(set(part) == {"."} for part in parts):
         raise InvalidRequest(f"ollama:{name}: expected ollama:NAME[:TAG] or ollama:USER/NAME[:TAG]")
     looked = []
     for store in stores():
-        manifest = store.joinpath("manifests", *parts, match[4] or "latest")
+        manifest = store.joinpath("manifests", *parts)
         if manifest.is_file():
             return _blob(store, manifest)
         looked.append(str(store))
