@@ -71,9 +71,9 @@ void look_at_everything(const GgufFile& file) {
     file.bytes().check_unchanged();
 }
 
-// Reads the bytes as a part of a file in memory, with `around` before and after it. Returns the error's message, "" for
-// none.
-std::string read_part(const uint8_t* data, size_t size, char around) {
+// Reads the bytes as a part of a file in memory, with `around` before and after it; as two ranges, where `cut` says how
+// long the first one is. Returns the error's message, "" for none.
+std::string read_part(const uint8_t* data, size_t size, char around, size_t cut = 0) {
     constexpr size_t kMargin = 77;
     static const int fd = memfd_create("fuzz.gguf", 0);
     static const std::string path = "/proc/self/fd/" + std::to_string(fd);
@@ -82,7 +82,9 @@ std::string read_part(const uint8_t* data, size_t size, char around) {
     require(ftruncate(fd, 0) == 0 && pwrite(fd, bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
             "the file is written");
     try {
-        GgufFile file({{path, kMargin, size}});
+        std::vector<Range> ranges{{path, kMargin, cut ? cut : size}};
+        if (cut) ranges.push_back({path, kMargin + cut, size - cut});
+        GgufFile file(std::move(ranges));
         look_at_everything(file);
         const GgufFile moved = std::move(file);
         look_at_everything(moved);
@@ -96,6 +98,10 @@ std::string read_part(const uint8_t* data, size_t size, char around) {
 int target(const uint8_t* data, size_t size) {
     const std::string answer = read_part(data, size, '\0');
     require(answer == read_part(data, size, '\xff'), "no byte outside is looked at");
+    if (size > 1) {
+        const size_t cut = 1 + size * 7 / 11 % (size - 1);
+        require(answer == read_part(data, size, '\0', cut), "two ranges are read as one");
+    }
     return answer.empty();
 }
 
