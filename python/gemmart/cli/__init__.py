@@ -18,7 +18,21 @@ from gemmart.errors import Cancelled, GemmartError, InternalError
 
 USAGE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 # Each is `command` of the module of its name, here.
-COMMANDS = ("run", "pull", "list", "rm", "show", "plan", "bench", "tokenize", "doctor", "config", "completion", "help")
+COMMANDS = (
+    "run",
+    "pull",
+    "list",
+    "rm",
+    "show",
+    "plan",
+    "bench",
+    "tokenize",
+    "convert",
+    "doctor",
+    "config",
+    "completion",
+    "help",
+)
 OTHER_NAMES = {"list": "ls"}  # that of its module, which must not hide the built-in one here
 
 log = logging.getLogger("gemmart")
