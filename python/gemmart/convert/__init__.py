@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -82,7 +83,7 @@ def convert(
         add_tokenizer(writer, source, size.n_vocab, notice)
         try:
             with writing(out.parent):
-                _write(writer, tensors, matrices, divisors, progress)
+                _write(writer, source, tensors, matrices, divisors, progress)
                 _require_place(out, force)
                 os.replace(temporary, out)
                 sync_folder(out.parent)
@@ -126,6 +127,7 @@ def _add_general(writer: GGUFWriter, source: ModelFolder, n_parameters: int, mat
 
 def _write(
     writer: GGUFWriter,
+    source: ModelFolder,
     tensors: Sequence[families.Tensor],
     matrices: str,
     divisors: npt.NDArray[np.float32] | None,
@@ -136,7 +138,13 @@ def _write(
         writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
     announce_tensors(writer, tensors, matrices)
     writer.write_header_to_file()
-    writer.write_kv_data_to_file()
+    try:
+        writer.write_kv_data_to_file()
+    except (AttributeError, TypeError, ValueError, struct.error) as error:
+        raise ModelFormatError(
+            f"{source.path}: README.md, generation_config.json or the chat template holds a value that cannot be "
+            f"written: {error}"
+        ) from error
     assert writer.path is not None
     require_space(writer.path.parent, sum(info.nbytes for info in writer.tensors[0].values()))
     writer.write_ti_data_to_file()

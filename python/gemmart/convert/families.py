@@ -279,6 +279,8 @@ def tensors(family: Family, config: Config, size: Sizes, stored: Mapping[str, St
     for name, (source, words) in MODEL.items():
         yield take(f"{name}.weight", f"{prefix}{source}.weight", size.shape(words), plus_one=is_norm_less_one(name))
     head = prefix.removesuffix("model.") + "lm_head.weight" if "lm_head.weight" not in stored else "lm_head.weight"
+    if family.is_gemma and head in stored:
+        config.expect("tie_word_embeddings", None, True)
     if family.is_gemma or config.get("tie_word_embeddings"):
         unused.discard(head)  # a copy of the embedding
     else:

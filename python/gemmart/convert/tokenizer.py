@@ -89,6 +89,10 @@ def add_tokenizer(writer: GGUFWriter, folder: ModelFolder, n_vocab: int, notice:
     if left_out:
         notice(f"{len(left_out)} added tokens have no row in the embedding and are left out: {left_out[0]!r} first")
 
+    try:
+        "".join(words.texts).encode()
+    except UnicodeEncodeError as error:
+        raise ModelFormatError(f"{folder.path}: a token of its tokenizer is no Unicode text: {error}") from None
     writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.texts)
