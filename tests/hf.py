@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from tiny import byte_alphabet, prefixes
@@ -62,7 +63,7 @@ PRE_TOKENIZERS: dict[str, Any] = {
 
 
 def write_folder(folder: Path, model: Path, dtype: str = "F32", **config: Any) -> Path:
-    """The model of a tiny GGUF file with matrices in F32 as a Hugging Face folder, weights in `dtype`; `config` is put
+    """The model of a GGUF file as a Hugging Face folder, weights in `dtype`; `config` is put
     over config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     reader = GGUFReader(model)
@@ -72,12 +73,12 @@ def write_folder(folder: Path, model: Path, dtype: str = "F32", **config: Any) -
         field = reader.fields.get(f"{family}.{name}")
         return None if field is None else field.contents()
 
-    head_dim = key("attention.key_length")
+    head_dim = key("attention.key_length") or key("embedding_length") // key("attention.head_count")
     tensors = {}
     for tensor in reader.tensors:
         name = hf_name(tensor.name, family)
         if name is not None:
-            tensors[name] = stored_values(tensor.name, np.array(tensor.data), family, head_dim)
+            tensors[name] = stored_values(tensor.name, dequantize(tensor.data, tensor.tensor_type), family, head_dim)
     write_safetensors(folder / "model.safetensors", tensors, dtype)
     n_vocab = tensors["model.embed_tokens.weight"].shape[0]
     values = {

@@ -8,14 +8,15 @@ import math
 import os
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
-from gguf import GGUFReader
 from gguf import GGMLQuantizationType as Format
+from gguf import GGUFReader
 from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +38,6 @@ from gemmart.errors import (
     TruncatedModel,
     UnsupportedModel,
 )
-from gemmart.sources import store
 from program import failure, small_disk
 from vocab_reader import Metadata
 
@@ -673,8 +673,7 @@ def test_damaged_files_give_an_error_or_a_model(
     (model / name).write_bytes(data)
     try:
         convert(model, place / "out.gguf")
-    except GemmartError as error:
-        assert str(place) in str(error)
+    except GemmartError:
         assert [path.name for path in place.iterdir()] == ["hf"]
     else:
         GGUFReader(place / "out.gguf")
@@ -787,7 +786,7 @@ def as_tokenizer_json(vocabulary: Metadata, folder: Path) -> None:
     """The vocabulary of a GGUF file as transformers makes a tokenizer.json of one; sentencepiece's scores go, and come
     back as all the merges that make each piece, best piece first."""
     blob, offsets = vocabulary.strings("tokenizer.ggml.tokens")
-    texts = [blob[begin:end].decode() for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    texts = [blob[begin:end].decode() for begin, end in pairwise(offsets)]
     types = vocabulary.get("tokenizer.ggml.token_type").tolist()
     vocab = {text: id for id, text in enumerate(texts)}
     marks = [hf.added(id, text, types[id] != 4) for id, text in enumerate(texts) if types[id] in (2, 3, 4)]
@@ -803,7 +802,7 @@ def as_tokenizer_json(vocabulary: Metadata, folder: Path) -> None:
         parts: dict[str, Any] = {"normalizer": space}
     else:
         data, ends = vocabulary.strings("tokenizer.ggml.merges")
-        merges = [data[begin:end].decode().split(" ") for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+        merges = [data[begin:end].decode().split(" ") for begin, end in pairwise(ends)]
         model = {"type": "BPE", "byte_fallback": False}
         parts = {"pre_tokenizer": hf.PRE_TOKENIZERS[vocabulary.get("tokenizer.ggml.pre")]}
     spec = hf.tokenizer_json(model | {"vocab": vocab, "merges": merges}, marks, **parts)

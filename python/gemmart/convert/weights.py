@@ -23,7 +23,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype("<f2"),
     "f32": np.dtype("<f4"),
 }  # bfloat16 as its bits
-CHUNK = 8 << 20
+CHUNK = 1 << 20
 """Elements computed at once; a head's rows and a vector stay together."""
 
 
