@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,16 @@ def test_bytes_are_the_same_in_pieces_of_any_size(
             assert convert(model, out, type="bf16", force=True).read_bytes() == whole
 
 
+def test_memory_stays_small_whatever_the_matrix(tiny: Tiny, tmp_path: Path, out: Path) -> None:
+    model = hf.write_folder(tmp_path / "hf", tiny("llama", dim=32, ffn_dim=1 << 18, n_layers=1), "BF16")
+    tracemalloc.start()
+    convert(model, out, type="f16")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert out.stat().st_size > 48 << 20
+    assert peak < 24 << 20
+
+
 # Tokenizers
 
 
@@ -374,6 +385,19 @@ def test_a_tokenizer_that_cannot_be_said_is_named(changes: Any, told: str, folde
     with pytest.raises((ModelFormatError, UnsupportedModel), match=told):
         convert(folder, out)
     assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("merges", [["ll", "el"], ["el", "ll"]])
+def test_scores_merge_in_the_order_of_the_merges(merges: list[str], gemma: Path, out: Path) -> None:
+    spec = json.loads((gemma / "tokenizer.json").read_text())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < 510]
+    vocab = {text: id for text, id in spec["model"]["vocab"].items() if id < 510}
+    spec["model"] |= {"vocab": vocab | {"ll": 510, "el": 511}, "merges": [*map(list, merges), *spec["model"]["merges"]]}
+    hf.write_json(gemma / "tokenizer.json", spec)
+    scores = fields(convert(gemma, out))["tokenizer.ggml.scores"]
+    assert [scores[510 + ("ll", "el").index(text)] for text in merges] == [0, -1]
+    with gemmart.load(out) as model:
+        assert (510 in model.tokenize("ell")) is (merges[0] == "ll")
 
 
 def test_a_tokenizer_that_the_file_would_not_imitate_is_refused(folder: Path, gemma: Path, out: Path) -> None:
@@ -834,3 +858,53 @@ def test_real_tokenizers_cut_as_their_references(name: str, tiny: Tiny, tmp_path
                     assert model.tokenize(case["text"], special=special) == case[key], (key, case["text"])
                     checked += 1
     assert checked > 120
+
+
+# Against transformers
+
+
+def made_by_transformers(name: str) -> Any:
+    """A random model that transformers makes, with weights that matter: norms away from one, attention that is sharp."""
+    torch, hub = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    sizes = {"vocab_size": 512, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 7, "head_dim": 32}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    window = {"sliding_window": 12, "query_pre_attn_scalar": 32}
+    marks = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    llama3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = {
+        "gemma": lambda: hub.GemmaConfig(**sizes, **marks),
+        "gemma2": lambda: hub.Gemma2Config(
+            **sizes, **marks, **window, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
+        ),
+        "gemma3": lambda: hub.Gemma3TextConfig(**sizes, **marks, **window),
+        "llama": lambda: hub.LlamaConfig(**sizes, rope_theta=5e5),
+        "llama3": lambda: hub.LlamaConfig(
+            **sizes, tie_word_embeddings=True, rope_scaling=llama3 | {"original_max_position_embeddings": 64}
+        ),
+    }[name]()
+    torch.manual_seed(0)
+    model = hub.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            scale = 0.2 if weight.dim() == 1 else 0.3 if "embed" in key else 1.5 / weight.shape[1] ** 0.5
+            one = 1 if weight.dim() == 1 and name.startswith("llama") else 0
+            weight.copy_(torch.randn_like(weight) * scale + one)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "llama", "llama3"])
+def test_logits_and_greedy_text_are_those_of_transformers(name: str, tmp_path: Path, out: Path) -> None:
+    model = made_by_transformers(name)
+    import torch
+
+    folder = tmp_path / "hf"
+    model.save_pretrained(folder)
+    (hf.write_bpe_json if name.startswith("llama") else hf.write_spm_json)(folder, 512)
+    convert(folder, out)
+    with torch.no_grad():
+        expected = model.double()(torch.tensor([IDS])).logits[0].numpy()
+        greedy = model.generate(torch.tensor([IDS]), max_new_tokens=24, do_sample=False, eos_token_id=None)[0].tolist()
+    assert difference(logits(out), expected) < 5e-6
+    with gemmart.load(out, precise=True, kv_type="f32") as ours:
+        assert np.asarray(ours.logits(greedy)).argmax(-1)[len(IDS) - 1 : -1].tolist() == greedy[len(IDS) :]

@@ -32,12 +32,12 @@ def command(folder: str, out: str, type: str, force: bool, **given: Any) -> int:
     from gemmart.convert import TYPES, convert
 
     messages = messages_of(given)
-    if type not in (*TYPES, "auto"):
+    if type.lower() not in (*TYPES, "auto"):
         raise click.UsageError(
             f"--type {type}: expected {', '.join(TYPES)} or auto; for quantised types convert first, then "
             f"`gemmart quantize {out} NEW.gguf {type}`"
         )
     with messages.progress() as progress:
-        path = convert(folder, out, type=type, force=force, progress=progress, notice=messages.warn)
+        path = convert(folder, out, type=type.lower(), force=force, progress=progress, notice=messages.warn)
     messages.note(f"{path}: {path.stat().st_size:,} bytes")
     return 0

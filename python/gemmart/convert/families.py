@@ -44,9 +44,8 @@ QK_NORMS = FOUR_NORMS | {
     "attn_q_norm": ("self_attn.q_norm", "head_dim"),
     "attn_k_norm": ("self_attn.k_norm", "head_dim"),
 }
-# What is left out of every model: a picture's way into the text, frequencies that rope_theta gives.
-LEFT_OUT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
 VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+FREQUENCIES = ".rotary_emb.inv_freq"  # old files store them; they follow from rope_theta
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +258,7 @@ def tensors(family: Family, config: Config, size: Sizes, stored: Mapping[str, St
     """The tensors of the new file, in its order. Raises ModelFormatError for one that is missing, misshapen or that no
     model of the family has."""
     prefix = text_prefix(stored)
-    unused = {name for name in stored if not LEFT_OUT.match(name)}
+    unused = {name for name in stored if not (VISION.match(name) or name.endswith(FREQUENCIES))}
     folder = next(iter(stored.values())).path.parent
 
     def take(name: str, source: str, shape: tuple[int, ...], **how: Any) -> Tensor:
