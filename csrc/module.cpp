@@ -64,4 +64,5 @@ PYBIND11_MODULE(_core, m) {
     gemmart::register_kv(m);
     gemmart::register_kernels(m);
     gemmart::register_model(m);
+    gemmart::register_quantize(m);
 }

@@ -16,5 +16,6 @@ void register_gguf(pybind11::module_& m);
 void register_kv(pybind11::module_& m);
 void register_kernels(pybind11::module_& m);
 void register_model(pybind11::module_& m);
+void register_quantize(pybind11::module_& m);
 
 }  // namespace gemmart

@@ -127,6 +127,13 @@ void register_gguf(py::module_& m) {
         .def("get", get, py::arg("key"),
              "A scalar as int, float, bool or str (bytes that are not UTF-8 become U+FFFD), an array of numbers as a\n"
              "NumPy array. Raises ModelFormatError if the key is missing, InvalidRequest if it is an array of strings.")
+        .def(
+            "get_bytes",
+            [](const GgufFile& file, const std::string& key) {
+                const std::string_view text = file.get_string(key);
+                return py::bytes(text.data(), text.size());
+            },
+            py::arg("key"), "A string as the bytes that the file has. Raises ModelFormatError.")
         .def("strings", strings, py::arg("key"),
              "An array of strings as (uint8 [bytes], int64 [n + 1]): string i is blob[offsets[i]:offsets[i + 1]].")
         .def("tensors", tensors,

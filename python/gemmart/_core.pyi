@@ -30,6 +30,7 @@ class Gguf:
     def keys(self) -> list[str]: ...
     def type_of(self, key: str) -> str: ...
     def get(self, key: str) -> Any: ...
+    def get_bytes(self, key: str) -> bytes: ...
     def strings(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]: ...
     def tensors(self) -> list[tuple[str, str, tuple[int, ...], int, int]]: ...  # name, format, shape, offset, bytes
     def check_unchanged(self) -> None: ...
@@ -112,6 +113,23 @@ class Context:
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]: ...  # ids, logits, logsumexp
     @property
     def kv(self) -> KvCache: ...
+
+# Writing formats (module_quantize.cpp)
+
+def quantizable() -> list[str]: ...
+def quantize(
+    format_name: str, x: NDArray[np.float32], *, importance: NDArray[np.float32] | None = None, n_threads: int = 1
+) -> NDArray[np.uint8]: ...  # [n_rows, n_cols] -> [n_rows, bytes of a row]
+def quantize_tensor(
+    file: Gguf,
+    name: str,
+    format_name: str,
+    *,
+    first_row: int,
+    n_rows: int,
+    importance: NDArray[np.float32] | None = None,
+    n_threads: int = 1,
+) -> NDArray[np.uint8]: ...
 
 # Kernels (module_kernels.cpp): a submodule; isa "" is the best one, or GEMMART_ISA
 

@@ -34,6 +34,9 @@ COMMANDS = (
     "help",
 )
 OTHER_NAMES = {"list": "ls"}  # that of its module, which must not hide the built-in one here
+    "run", "show", "plan", "bench", "tokenize", "quantize", "imatrix", "perplexity",
+    "doctor", "config", "completion", "help",
+)  # fmt: skip
 
 log = logging.getLogger("gemmart")
 
