@@ -48,6 +48,16 @@ std::vector<cpu::PhaseTime> Model::phase_times() {
     return executor_.phases().times();
 }
 
+void Model::sum_input_squares(bool on) {
+    std::lock_guard lock(mutex_);
+    executor_.input_squares().set(on);
+}
+
+std::vector<cpu::InputSquares::Sums> Model::input_squares() {
+    std::lock_guard lock(mutex_);
+    return executor_.input_squares().all();
+}
+
 Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type)
     : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}
 

@@ -44,6 +44,9 @@ class Model {
     // Measures from now on, anew, where the time of each forward goes; or no more.
     void time_phases(bool on);
     std::vector<cpu::PhaseTime> phase_times();
+    // The same of the squares of what the layers' matrices are multiplied with.
+    void sum_input_squares(bool on);
+    std::vector<cpu::InputSquares::Sums> input_squares();
 
   private:
     friend class Context;

@@ -40,6 +40,20 @@ py::dict need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_
                     "buffers"_a = m.buffers, "kv"_a = m.kv);
 }
 
+py::dict input_squares(Model& model) {
+    std::vector<cpu::InputSquares::Sums> all;
+    {
+        py::gil_scoped_release release;
+        all = model.input_squares();
+    }
+    py::dict out;
+    for (const auto& sums : all)
+        for (const std::string& name : sums.names)
+            out[py::str(name)] =
+                py::make_tuple(py::array_t<double>(sums.squares.size(), sums.squares.data()), sums.n_rows);
+    return out;
+}
+
 std::vector<bool> forward(Context& context, const Ids& tokens, const std::vector<std::pair<int, int>>& runs,
                           const std::vector<int>& outputs) {
     std::vector<Context::Run> list;
@@ -139,7 +153,12 @@ void register_model(py::module_& m) {
                 for (const auto& [name, seconds] : times) out[name] = seconds;
                 return out;
             },
-            "Seconds by name of phase since time_phases(True), in the order in which they run; empty where it is off.");
+            "Seconds by name of phase since time_phases(True), in the order in which they run; empty where it is off.")
+        .def("sum_input_squares", &Model::sum_input_squares, "on"_a, py::call_guard<py::gil_scoped_release>(),
+             "Sums from now on, anew, the squares of what each matrix of the layers is multiplied with; or no more.")
+        .def("input_squares", &input_squares,
+             "By name of a layer's matrix since sum_input_squares(True): (float64 [n_cols] sums, rows summed); empty "
+             "where it is off. The output matrix is not among them.");
 
     py::class_<Context>(
         m, "Context",

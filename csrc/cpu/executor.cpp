@@ -203,6 +203,7 @@ struct CpuExecutor::Impl {
     const Kernels& kernels;
     ThreadPool pool;
     PhaseTimer phases;
+    InputSquares squares;
     const int n_batch;
     const Widths widths;
     const Tensor* embedding;
@@ -259,6 +260,10 @@ struct CpuExecutor::Impl {
                                        {t.gate, &l.gate},
                                        {t.up, &l.up},
                                        {t.down, &l.down}});
+            squares.track(l.wq, {t.wq->name, t.wk->name, t.wv->name});
+            squares.track(l.wo, {t.wo->name});
+            squares.track(l.gate, {t.gate->name, t.up->name});
+            squares.track(l.down, {t.down->name});
         }
         output_norm = load_vector(*file, *tensors.output_norm);
         items.push_back({tensors.output, &output});
@@ -272,7 +277,8 @@ struct CpuExecutor::Impl {
     // `readers`. row(i): where they stand.
     template <typename Prepare, typename Row>
     auto pack(const char* name, int n_rows, int n_cols, std::initializer_list<const Matrix*> readers, bool two_terms,
-              Prepare prepare, Row row) const {
+              Prepare prepare, Row row) {
+        const Matrix* first_reader = *readers.begin();
         const bool integers = std::any_of(readers.begin(), readers.end(), [](auto* w) { return reads_integers(*w); });
         const bool floats = std::any_of(readers.begin(), readers.end(), [](auto* w) { return !reads_integers(*w); });
         // Few rows are items of their own, if what is written stands apart: integers do.
@@ -287,6 +293,7 @@ struct CpuExecutor::Impl {
                 for (int c = 0; c < n_columns; ++c) {
                     prepare(begin + c);
                     columns[c] = row(begin + c);
+                    squares.add(*first_reader, columns[c], 0, n_cols);
                 }
                 const ActivationArrays to = arrays_at(input, static_cast<size_t>(group.begin) * n_cols);
                 if (integers)
@@ -330,7 +337,7 @@ struct CpuExecutor::Impl {
 
     // From the residual stream to the queries, keys and values of a layer; prepare(i) comes first.
     template <typename Prepare>
-    auto pack_layer(int index, Prepare prepare) const {
+    auto pack_layer(int index, Prepare prepare) {
         const Layer& l = layers[index];
         return pack(
             "attention norm", n, config.dim, {&l.wq, &l.wk, &l.wv}, true,
@@ -387,6 +394,7 @@ struct CpuExecutor::Impl {
                 for (int i = 0; i < width; ++i) {
                     float* g = gate + (c + i) * ld;
                     kernels.gate(config.activation, g, up + (c + i) * ld, n_numbers, g);
+                    squares.add(l.down, g, first, n_numbers);
                     columns[i] = g;
                 }
                 const ActivationArrays at =
@@ -638,7 +646,9 @@ struct CpuExecutor::Impl {
             run_layer(thread, index, all_rows, pack_layer(index + 1, [this, index](int i) {
                           add_projection(i, i, layers[index].post_ffn_norm);
                       }));
-        const std::span<const int> outputs = batch->outputs;
+        // Who measures inputs and wants no logits wants the last layer's inputs all the same.
+        const bool all = squares.on() && batch->outputs.empty();
+        const std::span<const int> outputs = all ? all_rows : batch->outputs;
         run_layer(thread, last, outputs,
                   pack(
                       "head norm", static_cast<int>(outputs.size()), config.dim, {&output}, precise,
@@ -685,6 +695,7 @@ void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logit
 }
 const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
 PhaseTimer& CpuExecutor::phases() { return impl_->phases; }
+InputSquares& CpuExecutor::input_squares() { return impl_->squares; }
 
 size_t packed_weight_bytes(const ModelTensors& tensors) { return packed_bytes(matrices(tensors)); }
 

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "cpu/input_squares.h"
 #include "cpu/kernels.h"
 #include "cpu/phases.h"
 #include "cpu/threads.h"
@@ -24,6 +25,9 @@ class CpuExecutor final : public Executor {
     void forward(const Batch& batch, const KvCache& cache, float* logits) override;
     const Kernels& kernels() const;
     PhaseTimer& phases();
+    // Of the products of all layers, not of the output matrix. On, a pass that wants no logits computes all rows of the
+    // last layer.
+    InputSquares& input_squares();
 
   private:
     struct Impl;

@@ -51,7 +51,7 @@ class Request:
     stops: StopStrings = field(default_factory=lambda: StopStrings(()))
     n_logprobs: int | None = None
     ignore_stop_tokens: bool = False
-    all_logits: bool = False  # logits of every prompt token instead of an answer
+    n_logits: int = 0  # of how many of the last prompt tokens logits are wanted, instead of an answer
     events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
@@ -188,7 +188,7 @@ class Engine:
         wanted: list[range] = []  # for each sequence, which of these are its own
         for sequence, n in batch:
             run = sequence.pending[:n] + guess
-            n_outputs = n if sequence.request.all_logits else 1 + len(guess) if n == len(sequence.pending) else 0
+            n_outputs = sequence.n_outputs(n, guess)
             tokens += run
             runs.append((sequence.id, len(run)))
             wanted.append(range(len(outputs), len(outputs) + n_outputs))
@@ -201,7 +201,7 @@ class Engine:
             del sequence.pending[:n]
             sequence.last_step = self._n_steps
             try:
-                if sequence.request.all_logits:
+                if sequence.request.n_logits:
                     sequence.hand_out(self._context, own, finite)
                 elif own:
                     n_right = sequence.advance(self._context, own, finite, guess)
@@ -222,7 +222,7 @@ class Engine:
         logit_rows = max(1, LOGIT_BYTES // (4 * self._tokenizer.n_tokens))
         for i, sequence in enumerate(prompts):
             n = min(len(sequence.pending), -(-room // (len(prompts) - i)), _core.KV_CHUNK)
-            if sequence.request.all_logits:
+            if sequence.request.n_logits:
                 n = min(n, logit_rows)
                 logit_rows -= n
             if n > 0:
@@ -263,18 +263,18 @@ class _Sequence:
         self._logprobs: list[TokenLogprob] = []
         self._decoder: StreamDecoder = tokenizer.decoder(start=False)
         self._stops = request.stops
-        self.speculation = Speculation([] if request.all_logits else [new(prompt) for new in guessers], times)
+        self.speculation = Speculation([] if request.n_logits else [new(prompt) for new in guessers], times)
         self._n_guessed = self._n_accepted = 0
         bias = dict(request.sampling.logit_bias)
         if request.ignore_stop_tokens:
             bias |= dict.fromkeys(tokenizer.stop_ids, -np.inf)
         self._bias_ids, self._bias = np.array(list(bias), np.int32), np.array(list(bias.values()), np.float32)
-        if request.all_logits:  # a stored prefix has keys and values, but no logits
+        if request.n_logits:  # a stored prefix has keys and values, but no logits
             self.id, self.n_cached = kv.new_sequence(), 0
         else:
             self.id, self.n_cached = kv.match_prefix(prompt)
         self.pending: list[int] = self._ids[self.n_cached :]
-        if request.max_tokens == 0 and not request.all_logits:
+        if request.max_tokens == 0 and not request.n_logits:
             self.finish("length")
 
     @property
@@ -285,7 +285,14 @@ class _Sequence:
     @property
     def decodes(self) -> bool:
         """Whether its next step computes the logits after one token."""
-        return len(self.pending) == 1 and not self.request.all_logits
+        return len(self.pending) == 1 and not self.request.n_logits
+
+    def n_outputs(self, n: int, guess: Sequence[int]) -> int:
+        """Of how many rows logits are wanted, the last ones, when n pending tokens and `guess` are computed."""
+        left = len(self.pending) - n
+        if self.request.n_logits:
+            return max(0, min(n, self.request.n_logits - left))
+        return 0 if left else 1 + len(guess)
 
     def guess(self, n_most: int) -> list[int]:
         """Up to `n_most` tokens that may follow."""
@@ -294,7 +301,8 @@ class _Sequence:
     def hand_out(self, context: _core.Context, outputs: range, finite: Sequence[bool]) -> None:
         """Give away rows of logits."""
         _check_finite(finite[outputs.start : outputs.stop])
-        self.request.events.put(np.stack([context.row(output) for output in outputs]))
+        if outputs:
+            self.request.events.put(np.stack([context.row(output) for output in outputs]))
         if not self.pending:
             self.finish("stop")
 

@@ -363,12 +363,13 @@ class Model:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each of `tokens` [n], soft-capped where the family does so, unnormalised: float32 [n,
         n_vocab]."""
-        stream = self._start(Request(self._check_ids(tokens), self.default_sampling, 0, 0, all_logits=True))
-        parts: list[NDArray[np.float32]] = []
-        for event in stream.events():
-            if isinstance(event, np.ndarray):
-                parts.append(event)
-        return np.concatenate(parts)
+        return np.concatenate(list(self.stream_logits(tokens, max(1, len(tokens)))))
+
+    def stream_logits(self, tokens: Sequence[int], n: int) -> Iterator[NDArray[np.float32]]:
+        """Those of the last n tokens alone, in parts, as they are computed: float32 [some, n_vocab] each."""
+        check_number("n", n, int, 1, max(1, len(tokens)))
+        stream = self._start(Request(self._check_ids(tokens), self.default_sampling, 0, 0, n_logits=n))
+        return (event for event in stream.events() if isinstance(event, np.ndarray))
 
     def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of a text. special: control tokens in it are recognised; otherwise text is only text."""

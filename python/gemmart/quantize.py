@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import prod
@@ -17,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmart import _core, sources
-from gemmart.errors import GemmartError, InvalidRequest, ModelFormatError
+from gemmart.errors import InvalidRequest, ModelFormatError
 from gemmart.machine import usable_cores
 from gemmart.mixtures import FLOATS, Facts, format_for, mixture_named
+from gemmart.new_file import check_target, new_file
 from gemmart.progress import Progress, no_progress
 from gemmart.sampling import check_number
 from gemmart.sources import ModelSource, store
@@ -96,8 +93,8 @@ def quantize(
     that are quantised already are quantised again, which loses more than quantising the originals. force: a file `out`
     is replaced. threads: None for the physical cores that may be used. offline, progress, notice: as for load().
 
-    The file appears when it is whole: an error leaves nothing, and what was there. Raises InvalidRequest, ModelNotFound,
-    ModelFormatError (weights that are not finite too), DiskFull, DownloadError."""
+    The file appears when it is whole: after an error there is what was there before. Raises InvalidRequest,
+    ModelNotFound, ModelFormatError (for weights that are not finite too), DiskFull, DownloadError."""
     notice = notice or no_notice
     plan = make_plan(
         sources.resolve(str(ref), offline=offline, progress=progress, notice=notice),
@@ -110,10 +107,10 @@ def quantize(
     )
     if threads is not None:
         check_number("threads", threads, int, 1, 1024)
-    target = check_target(plan.source.path, Path(out), force=force)
+    target = check_target(out, force=force, source=plan.source.path)
     store.require_space(target.parent, plan.new_bytes)
     file = open_gguf(plan.source)
-    with new_file(target, plan.new_bytes, force=force) as path:
+    with new_file(target, force=force, n_bytes=plan.new_bytes) as path:
         writer = start_writer(path, file, plan, imatrix, notice)
         try:
             write_tensors(writer, file, plan, imatrix, threads or usable_cores(), progress or no_progress)
@@ -157,8 +154,8 @@ def make_plan(
             )
         if imatrix is not None and tensor in imatrix.squares and imatrix.squares[tensor].size != shape[-1]:
             raise InvalidRequest(
-                f"imatrix: {tensor} has {imatrix.squares[tensor].size} columns there and {shape[-1]} in the model; it is "
-                "another model's"
+                f"imatrix: {tensor} has {imatrix.squares[tensor].size} columns there and {shape[-1]} in the model: "
+                "it is another model's"
             )
         size, block_bytes = sizes[new_format]
         tensors.append(TensorPlan(tensor, shape, format, n_bytes, new_format, prod(shape) // size * block_bytes))
@@ -197,52 +194,6 @@ def check_format(option: str, name: str | None) -> str | None:
     raise InvalidRequest(f"{option}: {name!r} is none of {', '.join(_core.quantizable())}")
 
 
-def check_target(source: Path, out: Path, *, force: bool) -> Path:
-    """Where to write. Raises InvalidRequest where that would lose something, or cannot be."""
-    target = out.expanduser().absolute()
-    if target.exists() and target.samefile(source):
-        raise InvalidRequest(f"{out}: is the model itself; write to another file")
-    if target.is_dir():
-        raise InvalidRequest(f"{out}: is a folder; name a file in it, such as {out / 'model.gguf'}")
-    if not target.parent.is_dir():
-        raise InvalidRequest(f"{out}: there is no folder {target.parent}")
-    if target.exists() and not force:
-        raise InvalidRequest(f"{out}: exists already; replace it with --force, or write to another file")
-    return target
-
-
-@contextmanager
-def new_file(target: Path, needed: int, *, force: bool) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes `target` if all goes well, and is gone otherwise."""
-    path = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        path = Path(name)
-        try:
-            yield path
-            os.fsync(handle)
-            os.fchmod(handle, 0o666 & ~_umask())
-        finally:
-            os.close(handle)
-        check_target(path, target, force=force)  # it may have come to be meanwhile
-        path.replace(target)
-    except GemmartError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise store.disk_full(target.parent, needed) from error
-        raise InvalidRequest(f"{target}: cannot be written: {error.strerror}") from error
-    finally:
-        if path is not None:
-            path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def start_writer(
     path: Path, file: _core.Gguf, plan: QuantizePlan, imatrix: Imatrix | None, notice: Callable[[str], None]
 ) -> GGUFWriter:
@@ -254,7 +205,7 @@ def start_writer(
     writer.add_file_type(mixture_named(plan.mixture)[1].file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if imatrix is not None:
-        writer.add_string("quantize.imatrix.file", imatrix.path.name)
+        writer.add_string("quantize.imatrix.file", imatrix.name)
         writer.add_string("quantize.imatrix.dataset", ", ".join(imatrix.datasets))
         writer.add_uint32("quantize.imatrix.entries_count", len(imatrix.squares))
         writer.add_uint32("quantize.imatrix.chunks_count", imatrix.n_chunks)
@@ -302,6 +253,7 @@ def copy_metadata(file: _core.Gguf, writer: GGUFWriter, notice: Callable[[str], 
 
 
 def strings(file: _core.Gguf, key: str) -> list[bytes]:
+    """An array of strings, as the file has them."""
     blob, offsets = file.strings(key)
     data, at = blob.tobytes(), offsets.tolist()
     return [data[begin:end] for begin, end in pairwise(at)]
@@ -377,7 +329,8 @@ def as_text(plan: QuantizePlan) -> str:
     rows = [
         (
             tensor.name,
-            f"{' × '.join(map(str, tensor.shape)):>16}  {tensor.format:>7} → {tensor.new_format:7} {mib(tensor.new_bytes):>14}",
+            f"{' × '.join(map(str, tensor.shape)):>16}  {tensor.format:>7} → {tensor.new_format:7} "
+            f"{mib(tensor.new_bytes):>14}",
         )
         for tensor in plan.tensors
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,7 +82,7 @@ def command(model: str, out: str, mixture: str, dry_run: bool, force: bool, **gi
 
     messages = messages_of(given)
     chosen = {name: given[name] for name in ("output_type", "embedding_type", "leave_output", "allow_requantize")}
-    chosen["imatrix"] = imatrix_module.read(Path(given["imatrix"])) if given["imatrix"] else None
+    chosen["imatrix"] = imatrix_module.read(given["imatrix"]) if given["imatrix"] else None
     if dry_run:
         plan = quantize_module.make_plan(resolve_model(model, given, messages), mixture, **chosen)
     else:
