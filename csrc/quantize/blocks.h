@@ -17,7 +17,7 @@ std::array<int, 32> encode_steps(const float* x, const float* w, float most, uin
     const float size = std::abs(extreme(x, 32));
     float unit[32];
     for (int i = 0; i < 32; i++) unit[i] = x[i] * reciprocal(size);
-    d = cpu::float_to_half(size * best_step<Grid>(unit, w, 32, most));
+    d = scale_to_half(size * best_step<Grid>(unit, w, 32, most), size);
     const float inverse = reciprocal(half_to_float(d));
     std::array<int, 32> index;
     for (int i = 0; i < 32; i++) index[i] = Grid::index(Grid::nearest(x[i] * inverse));
@@ -31,7 +31,7 @@ std::array<int, 32> encode_line(const float* x, const float* w, uint16_t& d, uin
     float unit[32];
     for (int i = 0; i < 32; i++) unit[i] = x[i] * reciprocal(size);
     const Line line = best_line<kMost, false>(unit, w, 32);
-    d = cpu::float_to_half(size * line.d), m = cpu::float_to_half(-size * line.m);
+    d = scale_to_half(size * line.d, size), m = cpu::float_to_half(-size * line.m);
     const float inverse = reciprocal(half_to_float(d)), start = half_to_float(m);
     std::array<int, 32> index;
     for (int i = 0; i < 32; i++) index[i] = static_cast<int>(Whole<0, kMost>::nearest((x[i] - start) * inverse));

@@ -67,7 +67,12 @@ struct Iq4 {
     }
 };
 
-inline float round_to_half(float x) { return half_to_float(cpu::float_to_half(x)); }
+// A scale as a half, of a block whose greatest weight is `size`: one that would be rounded to 0 is the least half that
+// is not, if that is less than the weights.
+inline uint16_t scale_to_half(float scale, float size) {
+    const uint16_t half = cpu::float_to_half(scale);
+    return (half & 0x7fff) == 0 && scale != 0 && size > 0x1p-24f ? half | 1 : half;
+}
 
 // 0 for what is too small to have one.
 inline float reciprocal(float x) { return std::abs(x) < 0x1p-125f ? 0 : 1 / x; }

@@ -33,7 +33,8 @@ Steps<kGroup> fit_steps(const float* x, const float* w, float most) {
     for (int k = 0; k < kGroups; k++) step[k] = best_step<Grid>(unit + k * kGroup, w + k * kGroup, kGroup, most);
     d = extreme(step, kGroups) / kLow;
     for (int round = 0; round < kRounds; round++) {
-        d = round_to_half(size * d) * reciprocal(size);
+        out.d = scale_to_half(size * d, size);
+        d = half_to_float(out.d) * reciprocal(size);
         float xl = 0, ll = 0;
         for (int k = 0; k < kGroups; k++) {
             const float *const xs = unit + k * kGroup, *const ws = w + k * kGroup;
@@ -50,7 +51,6 @@ Steps<kGroup> fit_steps(const float* x, const float* w, float most) {
                 ll += ws[j] * sl * sl;
             }
         }
-        out.d = cpu::float_to_half(size * d);
         if (ll > 0) d = xl / ll;
     }
     return out;
@@ -79,7 +79,8 @@ Lines<kGroup> fit_lines(const float* x, const float* w) {
     }
     const auto whole = [](float x) { return static_cast<int>(std::lround(std::clamp<float>(x, 0, kScaleMost))); };
     for (int round = 0; round < kRounds; round++) {
-        d = round_to_half(size * d) * reciprocal(size), dmin = round_to_half(size * dmin) * reciprocal(size);
+        out.d = scale_to_half(size * d, size), out.dmin = scale_to_half(size * dmin, size);
+        d = half_to_float(out.d) * reciprocal(size), dmin = half_to_float(out.dmin) * reciprocal(size);
         // Sums of w times the products of x, a = scale · l and b = min.
         float aa = 0, ab = 0, bb = 0, xa = 0, xb = 0;
         for (int k = 0; k < kGroups; k++) {
@@ -101,7 +102,6 @@ Lines<kGroup> fit_lines(const float* x, const float* w) {
                 xa += ws[j] * xs[j] * a, xb += ws[j] * xs[j] * b;
             }
         }
-        out.d = cpu::float_to_half(size * d), out.dmin = cpu::float_to_half(size * dmin);
         const float determinant = aa * bb - ab * ab;
         if (determinant > 0 && ab * xa > aa * xb) {
             d = (bb * xa - ab * xb) / determinant, dmin = (ab * xa - aa * xb) / determinant;

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from gemmart import _core, show, sources
@@ -110,8 +111,6 @@ def collect(
 
 def write(imatrix: Imatrix, out: str | Path, *, force: bool = False) -> None:
     """A GGUF file as llama.cpp has them. Raises InvalidRequest (it exists and there is no `force`), DiskFull."""
-    from gguf import GGUFWriter
-
     target = check_target(out, force=force)
     with new_file(target, force=force) as path:
         writer = GGUFWriter(path, "imatrix")

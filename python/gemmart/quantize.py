@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
 from gemmart import _core, sources
@@ -23,8 +24,6 @@ from gemmart.sources import ModelSource, store
 from gemmart.terminal import mib, table
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter
-
     from gemmart.imatrix import Imatrix
 
 SLICE_WEIGHTS = 1 << 25
@@ -111,8 +110,9 @@ def quantize(
     store.require_space(target.parent, plan.new_bytes)
     file = open_gguf(plan.source)
     with new_file(target, force=force, n_bytes=plan.new_bytes) as path:
-        writer = start_writer(path, file, plan, imatrix, notice)
+        writer = GGUFWriter(path, str(file.get("general.architecture")))
         try:
+            write_head(writer, file, plan, imatrix, notice)
             write_tensors(writer, file, plan, imatrix, threads or usable_cores(), progress or no_progress)
         finally:
             writer.close()
@@ -194,13 +194,10 @@ def check_format(option: str, name: str | None) -> str | None:
     raise InvalidRequest(f"{option}: {name!r} is none of {', '.join(_core.quantizable())}")
 
 
-def start_writer(
-    path: Path, file: _core.Gguf, plan: QuantizePlan, imatrix: Imatrix | None, notice: Callable[[str], None]
-) -> GGUFWriter:
-    """A writer of the file `path` that has written everything but the tensors' data."""
-    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
-
-    writer = GGUFWriter(path, str(file.get("general.architecture")))
+def write_head(
+    writer: GGUFWriter, file: _core.Gguf, plan: QuantizePlan, imatrix: Imatrix | None, notice: Callable[[str], None]
+) -> None:
+    """Everything but the tensors' data."""
     copy_metadata(file, writer, notice)
     writer.add_file_type(mixture_named(plan.mixture)[1].file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -215,13 +212,10 @@ def start_writer(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    return writer
 
 
 def copy_metadata(file: _core.Gguf, writer: GGUFWriter, notice: Callable[[str], None]) -> None:
     """All keys of a file but those that quantising writes anew, in their types."""
-    from gguf import GGUFValueType
-
     kinds = {
         "u8": GGUFValueType.UINT8,
         "i8": GGUFValueType.INT8,
