@@ -107,10 +107,11 @@ def test_finds_nearly_the_best_scale(name: str, limit: float, rng: np.random.Gen
     got = decoded(name, _core.quantize(name, x))
     low, high = (-127, 127) if name == "Q8_0" else (-(n_levels // 2), n_levels // 2 - 1)
     steps = np.linspace(0.5, 1.2, 2000) / -low
-    error = ((got - x) ** 2).sum(axis=1)
+    w = np.sqrt((x**2).mean(axis=1, keepdims=True) + x**2)  # what an error counts
+    error = (w * (got - x) ** 2).sum(axis=1)
     for i in range(len(x)):
         step = np.concatenate([steps, -steps])[:, None] * abs(x[i]).max()
-        best = ((np.clip(np.round(x[i] / step), low, high) * step - x[i]) ** 2).sum(axis=1).min()
+        best = (w[i] * (np.clip(np.round(x[i] / step), low, high) * step - x[i]) ** 2).sum(axis=1).min()
         error[i] /= best
     assert 0.98 < error.mean() < limit
 
