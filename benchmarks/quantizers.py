@@ -6,7 +6,8 @@
 Both write each type from the same float file; a model that is quantised already is decoded for that, and each weight of
 its layers is moved by a random number of --dither of its block's size, so that weights do not stand where the first
 quantising put them. Errors are root mean squares, a part of the weights' own, over all matrices that both quantised to
-the same format; "worse" counts the tensors in which gemmart's error is the larger one. Perplexity is measured by gemmart on both files.
+the same format; "worse" counts the tensors in which gemmart's error is the larger one. Perplexity is measured by
+gemmart on both files.
 --peer-python has llama-cpp-python; without it only gemmart is measured.
 """
 
