@@ -8,11 +8,10 @@ and position alone."""
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +43,7 @@ Event = Delta | Completion | NDArray[np.float32] | Exception
 class Request:
     """What to compute, and where its events go: deltas (or arrays of logits), then a Completion or an exception."""
 
+    emit: Callable[[Event], object]  # called on the engine's thread; must neither block nor raise
     prompt: Sequence[int]
     sampling: Settings
     seed: int
@@ -52,7 +52,7 @@ class Request:
     n_logprobs: int | None = None
     ignore_stop_tokens: bool = False
     n_logits: int = 0  # of how many of the last prompt tokens logits are wanted, instead of an answer
-    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    salt: int = 0  # only requests of the same salt share computed prefixes
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
 
@@ -111,6 +111,16 @@ class Engine:
         """Stop a request; its Completion says "cancelled". What has ended already stays as it is."""
         request.cancelled = True  # the loop runs as long as there is a request, and looks at each step
 
+    @property
+    def n_running(self) -> int:
+        """Sequences under way."""
+        return len(self._active)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that are not yet admitted."""
+        return len(self._inbox)
+
     def close(self) -> None:
         """End the loop and free the memory; requests under way fail with Cancelled."""
         if os.getpid() != self._pid:
@@ -145,7 +155,7 @@ class Engine:
             sequence.fail(Cancelled("the model was closed"))
         self._remove_finished()
         for request in self._inbox:
-            request.events.put(Cancelled("the model was closed"))
+            request.emit(Cancelled("the model was closed"))
         del self._context, self._kv, self._guessers
 
     def _admit(self) -> None:
@@ -159,7 +169,7 @@ class Engine:
             try:
                 self._active.append(_Sequence(request, self._kv, self._tokenizer, self._guessers, self._times))
             except Exception as error:
-                request.events.put(_public(error))
+                request.emit(_public(error))
         self._inbox = waiting
 
     def _overfull(self, request: Request) -> bool:
@@ -272,7 +282,7 @@ class _Sequence:
         if request.n_logits:  # a stored prefix has keys and values, but no logits
             self.id, self.n_cached = kv.new_sequence(), 0
         else:
-            self.id, self.n_cached = kv.match_prefix(prompt)
+            self.id, self.n_cached = kv.match_prefix(prompt, request.salt)
         self.pending: list[int] = self._ids[self.n_cached :]
         if request.max_tokens == 0 and not request.n_logits:
             self.finish("length")
@@ -302,7 +312,7 @@ class _Sequence:
         """Give away rows of logits."""
         _check_finite(finite[outputs.start : outputs.stop])
         if outputs:
-            self.request.events.put(np.stack([context.row(output) for output in outputs]))
+            self.request.emit(np.stack([context.row(output) for output in outputs]))
         if not self.pending:
             self.finish("stop")
 
@@ -361,7 +371,7 @@ class _Sequence:
             self._logprobs += logprob
         text, stopped = self._stops.push(self._decoder.push(token))
         self._text.append(text)
-        request.events.put(Delta(text, (token,), logprob))
+        request.emit(Delta(text, (token,), logprob))
         if stopped:
             self._finish("stop")
         elif self._n_left == 0:
@@ -376,7 +386,7 @@ class _Sequence:
         text = self._stops.push(self._decoder.finish())[0] + self._stops.finish()
         if text:
             self._text.append(text)
-            self.request.events.put(Delta(text, ()))
+            self.request.emit(Delta(text, ()))
         self._finish(reason)
 
     def _finish(self, reason: str) -> None:
@@ -407,7 +417,7 @@ class _Sequence:
     def _end(self, event: Completion | Exception) -> None:
         if not self.finished:
             self.finished = True
-            self.request.events.put(event)
+            self.request.emit(event)
 
 
 def _public(error: Exception) -> GemmartError:

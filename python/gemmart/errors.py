@@ -19,7 +19,8 @@
     ├── Cancelled                                the caller stopped it; `partial` holds what was written, if anything
     └── InternalError (RuntimeError)             a bug in gemmart
 
-Each class knows the exit code of the command line (`exit_code`) and the HTTP status that stands for it (`http_status`).
+Each class knows the exit code of the command line (`exit_code`), and the HTTP status and the code in an answer's body
+that stand for it (`http_status`, `http_code`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class GemmartError(Exception):
 
     exit_code = 70
     http_status = 500
+    http_code = "internal_error"
 
 
 class ModelNotFound(GemmartError, FileNotFoundError):
@@ -37,6 +39,7 @@ class ModelNotFound(GemmartError, FileNotFoundError):
 
     exit_code = 3
     http_status = 404
+    http_code = "model_not_found"
 
 
 class ModelFormatError(GemmartError, ValueError):
@@ -60,12 +63,14 @@ class ModelChanged(ModelFormatError):
 
     exit_code = 3
     http_status = 503
+    http_code = "model_changed"
 
 
 class NumericError(GemmartError, RuntimeError):
     """The weights produce NaN or infinity."""
 
     exit_code = 3
+    http_code = "numeric_error"
 
 
 class TemplateError(GemmartError, ValueError):
@@ -73,6 +78,7 @@ class TemplateError(GemmartError, ValueError):
 
     exit_code = 5
     http_status = 400
+    http_code = "template_error"
 
 
 class TemplateLimit(TemplateError):
@@ -100,6 +106,7 @@ class DeviceError(GemmartError, RuntimeError):
 
     exit_code = 9
     http_status = 503
+    http_code = "device_error"
 
 
 class OutOfMemory(GemmartError, MemoryError):
@@ -107,19 +114,27 @@ class OutOfMemory(GemmartError, MemoryError):
 
     exit_code = 10
     http_status = 503
+    http_code = "out_of_memory"
 
 
 class InvalidRequest(GemmartError, ValueError):
-    """A caller's mistake; the message names the parameter, its value and the rule."""
+    """A caller's mistake; the message names the parameter, its value and the rule. `param`: the parameter's name or its
+    path, as "messages[0].role", where there is one."""
 
     exit_code = 2
     http_status = 400
+    http_code = "invalid_value"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class ContextOverflow(InvalidRequest):
     """A prompt that does not fit into the context."""
 
     exit_code = 11
+    http_code = "context_length_exceeded"
 
     def __init__(self, n_prompt: int, n_ctx: int) -> None:
         super().__init__(

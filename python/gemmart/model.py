@@ -10,14 +10,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from operator import index
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmart import _core
-from gemmart.engine import Engine, Request
+from gemmart.engine import Engine, Event, Request
 from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
@@ -30,6 +31,10 @@ from gemmart.speculation import MAX_DRAFT, Draft, Lookup, NewGuesser, check_same
 from gemmart.stops import StopStrings
 from gemmart.template import ChatTemplate, template_source
 from gemmart.tokenizer import Tokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from gemmart.server.app import App
+    from gemmart.server.running import RunningServer
 
 SILENT_SECONDS = 1.0
 """How long a model loads before its progress is told, and """
@@ -284,6 +289,10 @@ class Model:
         return self.plan.ctx
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
     def has_template(self) -> bool:
         """Whether it is a chat model; a base model has no chat template."""
         return self._template is not None
@@ -313,6 +322,38 @@ class Model:
 
         Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
         Cancelled (the model was closed)."""
+        events: SimpleQueue[Event] = SimpleQueue()
+        request = self.prepare(
+            prompt,
+            sampling,
+            emit=events.put,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            parse_special=parse_special,
+            ignore_eos=ignore_eos,
+        )
+        self.submit(request)
+        return Stream(self, request, events)
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        emit: Callable[[Event], object],
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = (),
+        logprobs: int | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+        salt: int = 0,
+    ) -> Request:
+        """The request behind stream(), for who takes its events as they come: `emit` is called on the engine's thread
+        with each Delta, then with the Completion or an exception. salt: requests of different salts share no computed
+        prefix. submit() starts it, cancel() stops it."""
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
@@ -320,7 +361,9 @@ class Model:
         settings = resolve_sampling(sampling, self.default_sampling)
         for token in settings.logit_bias:
             if token >= self.info.n_vocab:
-                raise InvalidRequest(f"logit_bias: token id {token} is outside 0 to {self.info.n_vocab - 1}")
+                raise InvalidRequest(
+                    f"logit_bias: token id {token} is outside 0 to {self.info.n_vocab - 1}", f"logit_bias.{token}"
+                )
         for name, value, limit in (
             ("logprobs", logprobs, MAX_LOGPROBS),
             ("max_tokens", max_tokens, 2**63 - 1),
@@ -329,17 +372,30 @@ class Model:
             if value is not None:
                 check_number(name, value, int, 0, limit)
         room = max(1, self.ctx - len(prompt))
-        return self._start(
-            Request(
-                prompt=prompt,
-                sampling=settings,
-                seed=secrets.randbits(63) if seed is None else seed,
-                max_tokens=room if max_tokens is None else min(max_tokens, room),
-                stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop or ())),
-                n_logprobs=logprobs,
-                ignore_stop_tokens=ignore_eos,
-            )
+        return Request(
+            emit=emit,
+            prompt=prompt,
+            sampling=settings,
+            seed=secrets.randbits(63) if seed is None else seed,
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
+            stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop or ())),
+            n_logprobs=logprobs,
+            ignore_stop_tokens=ignore_eos,
+            salt=salt,
         )
+
+    def submit(self, request: Request) -> None:
+        """Let the engine work on it. Raises ContextOverflow, InvalidRequest."""
+        self._engine.submit(request)
+
+    def cancel(self, request: Request) -> None:
+        """Stop it within one step; its Completion then says "cancelled"."""
+        self._engine.cancel(request)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests are computed now, and how many wait."""
+        return self._engine.n_running, self._engine.n_waiting
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Completion:
         """Answer a conversation: dicts with "role" (system, user, assistant, …) and "content". Options as for stream().
@@ -368,7 +424,10 @@ class Model:
     def stream_logits(self, tokens: Sequence[int], n: int) -> Iterator[NDArray[np.float32]]:
         """Those of the last n tokens alone, in parts, as they are computed: float32 [some, n_vocab] each."""
         check_number("n", n, int, 1, max(1, len(tokens)))
-        stream = self._start(Request(self._check_ids(tokens), self.default_sampling, 0, 0, n_logits=n))
+        events: SimpleQueue[Event] = SimpleQueue()
+        request = Request(events.put, self._check_ids(tokens), self.default_sampling, 0, 0, n_logits=n)
+        self.submit(request)
+        stream = Stream(self, request, events)
         return (event for event in stream.events() if isinstance(event, np.ndarray))
 
     def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
@@ -384,16 +443,62 @@ class Model:
         """The text that a conversation becomes. Raises TemplateError."""
         return self._require_template().text(messages, add_generation_prompt=add_generation_prompt)
 
-    def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """The token ids that a conversation becomes; nothing a message says can become a control token. Raises
-        TemplateError."""
-        pieces = self._require_template().render(messages, add_generation_prompt=add_generation_prompt)
+    def chat_tokens(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final: bool = False
+    ) -> list[int]:
+        """The token ids that a conversation becomes; nothing a message says can become a control token.
+        continue_final: the last message, the assistant's, stays open, to be gone on with. Raises TemplateError."""
+        template = self._require_template()
+        if continue_final:
+            pieces = template.render_open(messages)
+        else:
+            pieces = template.render(messages, add_generation_prompt=add_generation_prompt)
         return self._tokenizer.encode_pieces(pieces, bos=True)
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that grows turn by turn. Raises TemplateError for a base model."""
         self._require_template()
         return Session(self, [] if system is None else [{"role": "system", "content": system}])
+
+    def asgi(self, **options: Any) -> App:
+        """The HTTP server as an ASGI application, for another program to run; the options are those of
+        gemmart.server.app.AppOptions. Raises InvalidRequest."""
+        from gemmart.server.app import App, AppOptions
+
+        return App(AppOptions(**options), self)
+
+    def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        or_any_port: bool = False,
+        require_key: bool = False,
+        root_path: str = "",
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        drain: float = 30.0,
+        **options: Any,
+    ) -> RunningServer:
+        """Serve over HTTP in a thread, beside other uses of the model; `url` of what is returned says where, close()
+        ends it. host: a name, an address or "unix:PATH". port: 0 for any free one; or_any_port: any free one where it
+        is taken. require_key: refuse to be reached from other machines without an API key. root_path: what a proxy
+        takes from the front of paths. drain: seconds that running answers have at the end. The other options are those
+        of asgi(). Raises InvalidRequest where it cannot listen so."""
+        from gemmart.server.app import AppOptions
+        from gemmart.server.running import ListenOptions, RunningServer
+
+        listen = ListenOptions(
+            host=host,
+            port=port,
+            or_any_port=or_any_port,
+            require_key=require_key,
+            root_path=root_path,
+            ssl_certfile=ssl_certfile,
+            ssl_keyfile=ssl_keyfile,
+            drain=drain,
+        )
+        return RunningServer(listen, AppOptions(**options), self)
 
     def close(self) -> None:
         """End what runs, free the memory. Closing twice does no harm."""
@@ -405,18 +510,14 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, request: Request) -> Stream:
-        self._engine.submit(request)
-        return Stream(self, request)
-
     def _check_ids(self, tokens: Sequence[int]) -> list[int]:
         try:
             ids = [index(i) for i in tokens]
         except TypeError as error:
-            raise InvalidRequest(f"tokens: expected a text or whole numbers: {error}") from None
+            raise InvalidRequest(f"tokens: expected a text or whole numbers: {error}", "tokens") from None
         for i in ids:
             if not 0 <= i < self.info.n_vocab:
-                raise InvalidRequest(f"tokens: id {i} is outside 0 to {self.info.n_vocab - 1}")
+                raise InvalidRequest(f"tokens: id {i} is outside 0 to {self.info.n_vocab - 1}", "tokens")
         return ids
 
     def _require_template(self) -> ChatTemplate:
@@ -430,19 +531,20 @@ class Model:
 class Stream:
     """An answer while it is written: iterate over its Deltas, then ask for result(). Leaving early cancels it."""
 
-    def __init__(self, model: Model, request: Request) -> None:
+    def __init__(self, model: Model, request: Request, events: SimpleQueue[Event]) -> None:
         self._model = model
         self._request = request
+        self._events = events
         self._result: Completion | Exception | None = None
         self.text = ""
         """What has been read so far."""
 
     def events(self) -> Iterator[Delta | NDArray[np.float32]]:
         while self._result is None:
-            event = self._request.events.get()
+            event = self._events.get()
             if isinstance(event, Completion | Exception):
                 self._result = event
-                self._request.events.put(event)  # for a thread that waits beside this one
+                self._events.put(event)  # for a thread that waits beside this one
             else:
                 yield event
         if isinstance(self._result, Exception):
@@ -464,7 +566,7 @@ class Stream:
 
     def close(self) -> None:
         """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
-        self._model._engine.cancel(self._request)
+        self._model.cancel(self._request)
 
     def __enter__(self) -> Self:
         return self
@@ -525,7 +627,7 @@ class _Turn(Stream):
     """The stream of one answer, which enters the session's messages when it ends."""
 
     def __init__(self, stream: Stream, session: Session, turn: Message) -> None:
-        super().__init__(stream._model, stream._request)
+        super().__init__(stream._model, stream._request, stream._events)
         stream._result = InternalError("taken over by a session's turn")
         self._session: Session | None = session
         self._turn = turn

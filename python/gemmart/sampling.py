@@ -59,10 +59,10 @@ class Sampling:
         if bias is None:
             return
         if len(bias) > MAX_BIASES:
-            raise InvalidRequest(f"logit_bias has {len(bias)} entries; at most {MAX_BIASES} are allowed")
+            raise InvalidRequest(f"logit_bias has {len(bias)} entries; at most {MAX_BIASES} are allowed", "logit_bias")
         for id, value in bias.items():
             check_number("a token id of logit_bias", id, int, 0, 2**31 - 1)
-            check_number(f"logit_bias[{id}]", value, float, -100, 100)
+            check_number(f"logit_bias.{id}", value, float, -100, 100)
 
 
 def check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
@@ -70,7 +70,7 @@ def check_number(name: str, value: Any, kind: type, low: float, high: float) -> 
     allowed = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, allowed) or not low <= value <= high:
         what = "an integer" if kind is int else "a number"
-        raise InvalidRequest(f"{name} is {value!r}, expected {what} from {low} to {high}")
+        raise InvalidRequest(f"{name} is {value!r}, expected {what} from {low} to {high}", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,12 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         if len(stops) > MAX_STOPS:
-            raise InvalidRequest(f"stop has {len(stops)} strings; at most {MAX_STOPS} are allowed")
+            raise InvalidRequest(f"stop has {len(stops)} strings; at most {MAX_STOPS} are allowed", "stop")
         for index, stop in enumerate(stops):
             if not isinstance(stop, str) or not 0 < len(stop.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
-                raise InvalidRequest(f"stop[{index}] is {stop!r}, expected a string of 1 to {MAX_STOP_BYTES} bytes")
+                raise InvalidRequest(
+                    f"stop[{index}] is {stop!r}, expected a string of 1 to {MAX_STOP_BYTES} bytes", f"stop[{index}]"
+                )
         self._stops = sorted(stops, key=len, reverse=True)
         self._held = ""
 

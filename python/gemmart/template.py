@@ -120,6 +120,17 @@ class ChatTemplate(ABC):
         A message has a "role" (system, developer, user, assistant, tool) and a "content" (a string or a list of text
         parts). Raises InvalidRequest for another shape, TemplateError where the template refuses the messages."""
 
+    def render_open(self, messages: Sequence[Message]) -> list[Piece]:
+        """The chat up to the last character of its last message, the assistant's, which is to be gone on with. Raises
+        as render()."""
+        *before, last = _checked(messages)
+        if last["role"] != "assistant" or not last["content"]:
+            where = f"messages[{len(before)}]"
+            raise InvalidRequest(f"{where} is to be continued, but is no text of the assistant", where)
+        if not before:
+            raise InvalidRequest("messages has only the message that is to be continued", "messages")
+        return [*self.render(before), Piece(last["content"], False)]
+
     def text(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
     ) -> str:
@@ -133,21 +144,27 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Copies of the messages whose role is known ("developer" is "system") and whose content is a string or, beside
     tool calls, None."""
     if not messages:
-        raise InvalidRequest("messages is empty; a chat needs at least one")
+        raise InvalidRequest("messages is empty; a chat needs at least one", "messages")
     checked = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise InvalidRequest(f"messages[{index}] is {type(message).__name__}, expected a role and a content")
+            raise InvalidRequest(
+                f"messages[{index}] is {type(message).__name__}, expected a role and a content", f"messages[{index}]"
+            )
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise InvalidRequest(f"messages[{index}].role is {role!r}, expected one of {', '.join(ROLES)}")
+            raise InvalidRequest(
+                f"messages[{index}].role is {role!r}, expected one of {', '.join(ROLES)}", f"messages[{index}].role"
+            )
         if isinstance(content, Sequence) and not isinstance(content, str):
             for at, part in enumerate(content):
                 if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-                    raise InvalidRequest(f"messages[{index}].content[{at}] is no text part; this model reads text only")
+                    where = f"messages[{index}].content[{at}]"
+                    raise InvalidRequest(f"{where} is no text part; this model reads text only", where)
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise InvalidRequest(f"messages[{index}].content is {type(content).__name__}, expected a string")
+            where = f"messages[{index}].content"
+            raise InvalidRequest(f"{where} is {type(content).__name__}, expected a string", where)
         checked.append({**message, "role": "system" if role == "developer" else role, "content": content})
     return checked
 
@@ -260,7 +277,7 @@ class FileTemplate(ChatTemplate):
             raise InvalidRequest(f"messages and tools must be what JSON can hold: {error}") from None
         mark = next((char for char in NONCHARACTERS if char not in typed), None)
         if mark is None:
-            raise InvalidRequest("messages contain all noncharacters from U+FDD0 to U+FDEF")
+            raise InvalidRequest("messages contain all noncharacters from U+FDD0 to U+FDEF", "messages")
         variables = {
             "messages": [{**self._inert(message, mark), "role": message["role"]} for message in checked],
             "tools": self._inert(list(tools), mark) or None,

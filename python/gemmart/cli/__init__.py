@@ -20,6 +20,7 @@ USAGE, INTERNAL, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 # Each is `command` of the module of its name, here.
 COMMANDS = (
     "run",
+    "serve",
     "pull",
     "list",
     "rm",
@@ -28,15 +29,15 @@ COMMANDS = (
     "bench",
     "tokenize",
     "convert",
+    "quantize",
+    "imatrix",
+    "perplexity",
     "doctor",
     "config",
     "completion",
     "help",
 )
 OTHER_NAMES = {"list": "ls"}  # that of its module, which must not hide the built-in one here
-    "run", "show", "plan", "bench", "tokenize", "quantize", "imatrix", "perplexity",
-    "doctor", "config", "completion", "help",
-)  # fmt: skip
 
 log = logging.getLogger("gemmart")
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from gemmart.cli.options import device_of
+
 if TYPE_CHECKING:
     from gemmart import Model
     from gemmart.sources import ModelSource
@@ -69,6 +71,12 @@ def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **mor
     if ref is not None:
         _remember(ref)
     return model
+
+
+def load_options(given: dict[str, Any]) -> dict[str, Any]:
+    """What chat_options, draft_options, guess_options and device_options say, as load_model() takes it."""
+    names = ("lookup", "draft", "draft_max", "system_style", "strict_roles")
+    return {name: given[name] for name in names} | {"template": given["chat_template"]} | device_of(given)
 
 
 def last_model_file() -> Path:

@@ -189,6 +189,22 @@ draft_options = options(
         },
     ),
 )
+guess_options = options(
+    "Computing",
+    (
+        ("--draft-max", "--draft-n"),
+        {
+            "type": click.IntRange(min=0),
+            "metavar": "N",
+            "default": 7,
+            "help": "Most tokens guessed at once; default 7.",
+        },
+    ),
+    (
+        ("--lookup/--no-lookup",),
+        {"default": True, "help": "Whether to guess that what stood before stands again; default: yes."},
+    ),
+)
 device_options = options(  # this release computes on the CPU, and refuses what asks for more
     "Computing",
     (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemmart.cli.models import load_model, model_and_rest
+from gemmart.cli.models import load_model, load_options, model_and_rest
 from gemmart.cli.options import (
     MODEL,
     Command,
@@ -17,10 +17,10 @@ from gemmart.cli.options import (
     check_effect,
     clean_text,
     context_options,
-    device_of,
     device_options,
     draft_options,
     flag,
+    guess_options,
     json_option,
     llamafile_options,
     memory_options,
@@ -105,22 +105,7 @@ INTERRUPTED = 130
 @precise_options
 @memory_options
 @draft_options
-@options(
-    "Computing",
-    (
-        ("--draft-max", "--draft-n"),
-        {
-            "type": click.IntRange(min=0),
-            "metavar": "N",
-            "default": 7,
-            "help": "Most tokens guessed at once; default 7.",
-        },
-    ),
-    (
-        ("--lookup/--no-lookup",),
-        {"default": True, "help": "Whether to guess that what stood before stands again; default: yes."},
-    ),
-)
+@guess_options
 @device_options
 @llamafile_options
 @json_option
@@ -142,9 +127,7 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
         mode, told = "cli", "with --cli: the prompt is completed as it stands"
     check_effect(mode, told, messages)
     generation = _generation(given)
-    more = {name: given[name] for name in ("lookup", "draft", "draft_max", "system_style", "strict_roles")}
-    more |= {"template": given["chat_template"], **device_of(given)}
-    with load_model(model_name, given, messages, **more) as model:
+    with load_model(model_name, given, messages, **load_options(given)) as model:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")

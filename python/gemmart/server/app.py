@@ -1,0 +1,229 @@
+"""The application: its routes, and what surrounds each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gemmart.model import Model
+from gemmart.server import limits, openai, status, tokens
+from gemmart.server.access import Access
+from gemmart.server.errors import ClientGone, HttpError, answers_errors, draining, loading
+from gemmart.server.generation import Generation
+from gemmart.server.metrics import Metrics
+
+log = logging.getLogger("gemmart.server")
+
+ROUTES = [
+    Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
+    Route("/v1/completions", openai.completions, methods=["POST"]),
+    Route("/v1/models", openai.models, methods=["GET"]),
+    Route("/v1/models/{id:path}", openai.model, methods=["GET"]),
+    Route("/tokenize", tokens.tokenize, methods=["POST"]),
+    Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    Route("/apply-template", tokens.apply_template, methods=["POST"]),
+    Route("/health", status.health, methods=["GET"]),
+    Route("/props", status.props, methods=["GET"]),
+    Route("/metrics", status.metrics, methods=["GET"]),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """Who may ask, and how much."""
+
+    api_keys: Sequence[str] = ()
+    allowed_hosts: Sequence[str] = ()  # names in Host beside those of this machine; "*": all
+    cors_origins: Sequence[str] = ()  # pages that may ask, as "https://example.com"; "*": all
+    request_timeout: float = limits.REQUEST_SECONDS  # for one answer
+    queue: int = limits.QUEUE  # requests that may wait; more are refused
+    model_id: str | None = None  # what answers call the model; None: the name of its file
+    aliases: Sequence[str] = ()  # other names of it
+    strict_model: bool = False  # refuse names that are not its own
+    log_prompts: bool = False
+
+
+@dataclass(slots=True)
+class Record:
+    """What the log says of a request."""
+
+    id: str = field(default_factory=lambda: "req_" + secrets.token_hex(12))
+    status: int = 0
+    error: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int = 0
+
+
+class App:
+    """The ASGI application over one model. It belongs to one event loop."""
+
+    def __init__(self, options: AppOptions, model: Model | None = None) -> None:
+        """Without a model, it says that it is loading until attach(). Raises InvalidRequest for a wrong option."""
+        self._options = options
+        self._model = model
+        self.access = Access(
+            keys=options.api_keys, allowed_hosts=options.allowed_hosts, cors_origins=options.cors_origins
+        )
+        self.metrics = Metrics(lambda: self._model.load if self._model else (0, 0))
+        self.is_draining = False
+        self._under_way: set[Generation] = set()
+        router = Router(ROUTES, redirect_slashes=False)
+
+        async def with_key(scope: Scope, receive: Receive, send: Send) -> None:
+            self.access.check_key(scope)
+            await router(scope, receive, send)
+
+        inner: ASGIApp = answers_errors(with_key)
+        if options.cors_origins:
+            inner = CORSMiddleware(
+                inner,
+                allow_origins=options.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        answered = inner
+
+        async def from_here(scope: Scope, receive: Receive, send: Send) -> None:
+            if len(_target(scope)) > limits.URL_BYTES:
+                raise HttpError(414, "uri_too_long", f"the URL has more than {limits.URL_BYTES} bytes")
+            if len(scope["headers"]) > limits.HEADERS:
+                raise HttpError(431, "headers_too_large", f"the request has more than {limits.HEADERS} headers")
+            self.access.check_browser(scope)
+            await answered(scope, receive, send)
+
+        self._app = answers_errors(from_here)
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        scope["app"] = self
+        record = scope["gemmart"] = Record()
+        began = time.monotonic()
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", record.id.encode())]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, with_id)
+        except ClientGone:
+            record.status, record.error = 499, "cancelled"
+        finally:
+            route = scope.get("route")
+            quiet = route is not None and route.path == "/health" and record.status == 200  # asked every few seconds
+            self.metrics.count_request(route.path if route else "", record.status)
+            log.log(logging.DEBUG if quiet else logging.INFO, "%s", _line(record, scope, time.monotonic() - began))
+
+    @property
+    def model(self) -> Model:
+        """Raises HttpError 503 while it loads."""
+        if self._model is None:
+            raise loading()
+        return self._model
+
+    def attach(self, model: Model) -> None:
+        """The model has been loaded."""
+        self._model = model
+
+    @property
+    def model_id(self) -> str:
+        return self._options.model_id or self.model.info.path.stem
+
+    @property
+    def fingerprint(self) -> str:
+        """The build and the instruction set: with a seed, what a text depends on."""
+        from gemmart import __version__
+
+        return f"gemmart-{__version__}-{self.model.isa}"
+
+    def check_name(self, name: str | None, *, strict: bool = False) -> None:
+        """Whether the model may be called so. Raises HttpError 404 where names count and this is none of its own,
+        InvalidRequest for an empty one."""
+        names = {self.model_id, self.model.info.name, *self._options.aliases}
+        if (strict or self._options.strict_model) and name and name not in names:
+            message = f"model: {name[:200]!r} is not served here; there is {self.model_id}"
+            raise HttpError(404, "model_not_found", message, param="model")
+
+    def describe(self) -> dict[str, Any]:
+        """The model as OpenAI lists it."""
+        info = self.model.info
+        return {
+            "id": self.model_id,
+            "object": "model",
+            "created": int(info.path.stat().st_mtime),
+            "owned_by": "gemmart",
+            "meta": {
+                "name": info.name,
+                "family": info.family,
+                "n_vocab": info.n_vocab,
+                "n_ctx": self.model.ctx,
+                "n_ctx_train": info.n_ctx_train,
+                "n_embd": info.dim,
+                "n_params": info.n_parameters,
+                "size": info.file_bytes,
+                "quantization": max(info.formats, key=lambda name: info.formats[name]),
+            },
+        }
+
+    def log_prompt(self, request: Request, prompt: Any) -> None:
+        """Only where it is asked for."""
+        if self._options.log_prompts:
+            record: Record = request.scope["gemmart"]
+            log.info("%s prompt: %s", record.id, msgspec.json.encode(prompt).decode())
+
+    def admit(self) -> Generation:
+        """A place for a new generation. Raises HttpError: 503 while loading or ending, 429 where too many wait."""
+        if self.is_draining:
+            raise draining()
+        waiting = self.model.load[1] + sum(generation.is_preparing for generation in self._under_way)
+        if waiting >= self._options.queue:
+            raise HttpError(
+                429,
+                "queue_full",
+                f"{waiting} requests wait already, and at most {self._options.queue} may",
+                headers={"Retry-After": "1"},
+            )
+        return Generation(self.model, self._options.request_timeout, self._under_way)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new; wait for what runs, up to `seconds`, then end it with an error."""
+        self.is_draining = True
+        end = time.monotonic() + seconds
+        while self._under_way and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for generation in self._under_way:
+            generation.fail(draining())
+
+
+def _target(scope: Scope) -> bytes:
+    """Path and query as they were sent, so without control characters."""
+    path = scope.get("raw_path") or quote(scope["path"]).encode()
+    query = scope["query_string"]
+    return bytes(path + b"?" + query if query else path)
+
+
+def _line(record: Record, scope: Scope, seconds: float) -> str:
+    path = _target(scope).partition(b"?")[0].decode("ascii", "backslashreplace")
+    parts = [record.id, scope["method"], path[:200], str(record.status)]
+    if record.error:
+        parts.append(record.error)
+    if record.prompt_tokens is not None:
+        parts.append(f"{record.prompt_tokens}+{record.completion_tokens} tokens")
+    return " ".join([*parts, f"{1000 * seconds:.0f} ms"])

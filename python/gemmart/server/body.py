@@ -1,0 +1,94 @@
+"""The body of a request: read within limits of size and time, parsed within limits of depth, checked against a type."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from gemmart.errors import InvalidRequest
+from gemmart.server import limits
+from gemmart.server.errors import ClientGone, HttpError
+from gemmart.server.schema import refuse_unsupported
+
+T = TypeVar("T")
+
+PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+"""How msgspec ends a message: with the place."""
+
+
+async def read(request: Request, kind: type[T]) -> T:
+    """The request's JSON as a `kind`. Raises HttpError, InvalidRequest, ClientGone."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise HttpError(415, "unsupported_media_type", "the body must be JSON: Content-Type: application/json")
+    value = parse(await _bytes(request))
+    if isinstance(value, dict):
+        refuse_unsupported(value)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = PATH.search(message)
+        where = found[1] if found else None
+        raise InvalidRequest(f"{where}: {message[: found.start()]}" if found else message, where or None) from None
+
+
+def parse(data: bytes) -> Any:
+    """The value of a JSON text. Raises HttpError for what is none, or too deep."""
+    try:
+        value = msgspec.json.decode(data)
+    except msgspec.ValidationError as error:  # a number outside of what floats hold
+        raise HttpError(400, "invalid_json", f"the body is no JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HttpError(400, "invalid_json", f"the body is no JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    level = [value]
+    for _ in range(limits.JSON_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return value
+    raise _too_deep()
+
+
+def _too_deep() -> HttpError:
+    return HttpError(400, "invalid_json", f"the body is nested deeper than {limits.JSON_DEPTH} levels")
+
+
+async def _bytes(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limits.BODY_BYTES:
+        raise _too_large()
+    data = bytearray()
+    began = time.monotonic()
+    more = True
+    while more:
+        patience = limits.BODY_SECONDS + len(data) / limits.BODY_BYTES_PER_SECOND
+        try:
+            async with asyncio.timeout(began + patience - time.monotonic()):
+                message = await request.receive()
+        except TimeoutError:
+            raise HttpError(
+                408, "request_timeout", "the body comes too slowly", headers={"Connection": "close"}
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        data += message.get("body", b"")
+        if len(data) > limits.BODY_BYTES:
+            raise _too_large()
+        more = message.get("more_body", False)
+    return bytes(data)
+
+
+def _too_large() -> HttpError:
+    return HttpError(413, "request_too_large", f"the body has more than {limits.BODY_BYTES} bytes")

@@ -1,0 +1,204 @@
+"""Answers under way: from the engine's thread to the event loop, and what ends them early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gemmart.engine import Event
+from gemmart.engine import Request as EngineRequest
+from gemmart.errors import Cancelled
+from gemmart.model import Model
+from gemmart.results import Completion, Delta, TokenLogprob
+from gemmart.server import limits
+from gemmart.server.errors import ClientGone, HttpError, body, draining, log, public
+from gemmart.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Placed = tuple[int, TokenLogprob]
+"""With the character of the answer that the token begins at."""
+Prepare = Callable[[Callable[[Event], object], int], EngineRequest]
+"""Makes the request for a choice of a prompt: (where its events go, which choice)."""
+
+
+class Generation:
+    """The answers to one call: to each of its prompts, `n` choices. `index` counts choices through all prompts.
+
+    From its making until close() the server counts it as under way."""
+
+    def __init__(self, model: Model, seconds: float, under_way: set[Generation]) -> None:
+        self._model = model
+        self._loop = asyncio.get_running_loop()
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._requests: list[EngineRequest] = []
+        self._later: dict[int, list[EngineRequest]] = {}
+        self.is_preparing = True
+        self._under_way = under_way
+        under_way.add(self)
+
+    async def start(self, prompts: Sequence[Prepare], n: int) -> None:
+        """Begin. Raises what Model.prepare() raises."""
+
+        def prepare() -> list[EngineRequest]:
+            return [
+                prompt(self._sink(at * n + choice), choice) for at, prompt in enumerate(prompts) for choice in range(n)
+            ]
+
+        self._requests = await asyncio.to_thread(prepare)  # to encode a long prompt takes its time
+        # The other choices of a prompt wait until the first has computed it, and share that.
+        for first in range(0, len(self._requests), n):
+            self._later[first] = self._requests[first + 1 : first + n]
+            self._model.submit(self._requests[first])
+        self.is_preparing = False
+
+    async def events(self) -> AsyncIterator[tuple[int, Delta | Completion] | None]:
+        """(index, event) as they come, up to the Completion of every choice; None where for a while none came. Raises
+        what ends them."""
+        n_open = len(self._requests)
+        while n_open:
+            now = time.monotonic()
+            try:
+                async with asyncio.timeout(min(limits.PING_SECONDS, self._deadline - now)):
+                    index, event = await self._events.get()
+            except TimeoutError:
+                if time.monotonic() >= self._deadline:
+                    raise HttpError(
+                        504, "deadline_exceeded", f"the answer was not finished within {self._seconds:g} s"
+                    ) from None
+                yield None
+                continue
+            if isinstance(event, Cancelled):  # the model was closed
+                raise draining()
+            if isinstance(event, Exception):
+                raise event
+            for request in self._later.pop(index, ()):
+                self._model.submit(request)
+            if isinstance(event, Completion):
+                n_open -= 1
+            if isinstance(event, Delta | Completion):
+                yield index, event
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error."""
+        self._events.put_nowait((0, error))
+
+    def close(self) -> None:
+        """Whatever is not finished is stopped within one step. Closing twice does no harm."""
+        for request in self._requests:
+            self._model.cancel(request)
+        self._under_way.discard(self)
+
+    def _sink(self, index: int) -> Callable[[Event], object]:
+        def emit(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        return emit
+
+
+class Choice:
+    """One answer as it grows: its text, and the log-probabilities of the tokens that the text consists of."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder = tokenizer.decoder(start=False)
+        self._n_pushed = self._n_passed = 0  # characters: of tokens; of text
+        self._held: list[Placed] = []
+        self.text = ""
+        self.logprobs: list[Placed] = []
+        self.result: Completion | None = None
+
+    def push(self, event: Delta | Completion) -> tuple[str, list[Placed]]:
+        """Take the next event; returns the text that it adds, and the log-probabilities that belong to it: those of
+        tokens of which a character has been passed on, since a stop string may still take back the others."""
+        text = ""
+        if isinstance(event, Delta):
+            text = event.text
+            for logprob in event.logprobs or ():
+                self._held.append((self._n_pushed, logprob))
+                self._n_pushed += len(self._decoder.push(logprob.token))
+        else:
+            self.result = event
+        self._n_passed += len(text)
+        n = sum(begin < self._n_passed for begin, _ in self._held)
+        if self.result and not self._ended_by_stop_string():
+            n = len(self._held)
+        passed = self._held[:n]
+        del self._held[:n]
+        self.text += text
+        self.logprobs += passed
+        return text, passed
+
+    def _ended_by_stop_string(self) -> bool:
+        assert self.result is not None
+        n_logprobs = len(self.result.logprobs or ())
+        return self.result.finish_reason == "stop" and n_logprobs == len(self.result.tokens)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves: ClientGone."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events of a generation, which ends with it. An error that comes after the beginning is an event, and
+    the last one."""
+
+    def __init__(self, generation: Generation, events: AsyncIterator[bytes]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # not in nginx's buffers either
+        super().__init__(media_type="text/event-stream", headers=headers)
+        del self.headers["content-length"]
+        self._generation = generation
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._write(scope, send))
+        finally:
+            self._generation.close()
+
+    async def _write(self, scope: Scope, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except Exception as error:
+            told = public(error)
+            record = scope["gemmart"]
+            record.error = told.http_code
+            if told.http_status == 500:
+                log.error("%s: %s", record.id, error, exc_info=error)
+            await send({"type": "http.response.body", "body": data(body(told)), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def data(value: Any) -> bytes:
+    """An event that holds a JSON value."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

@@ -1,0 +1,33 @@
+"""What the server reads, keeps and waits for at most."""
+
+from __future__ import annotations
+
+# A request
+BODY_BYTES = 8 << 20
+JSON_DEPTH = 64
+MESSAGES = 10_000
+PARTS = 64  # of a message's content
+CHOICES = 8  # n
+PROMPTS = 64  # of one call to /v1/completions
+TOP_LOGPROBS = 20
+COMPLETION_LOGPROBS = 5
+BIASES = 1024
+URL_BYTES = 8 << 10
+HEADER_BYTES = 32 << 10
+HEADERS = 100
+
+# A connection; seconds
+CONNECTIONS = 256
+CONNECTIONS_PER_ADDRESS = 32  # but for this machine itself
+HEADER_SECONDS = 10.0
+BODY_SECONDS = 30.0
+BODY_BYTES_PER_SECOND = 1 << 10
+IDLE_SECONDS = 15
+STALL_SECONDS = 30.0
+LINGER_SECONDS = 2.0
+
+# The server; seconds
+REQUEST_SECONDS = 600.0
+QUEUE = 64
+DRAIN_SECONDS = 30.0
+PING_SECONDS = 15.0

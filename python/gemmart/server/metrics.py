@@ -1,0 +1,44 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from gemmart.results import Completion
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    def __init__(self, load: Callable[[], tuple[int, int]]) -> None:
+        """`load`: how many requests run now, and how many wait."""
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter("gemmart_requests", "HTTP requests answered.", ["path", "status"], registry=registry)
+        self._prompt = Counter("gemmart_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._cached = Counter("gemmart_cached_tokens", "Of these, taken from computed prefixes.", registry=registry)
+        self._generated = Counter("gemmart_generated_tokens", "Tokens of answers.", registry=registry)
+        self._first = Histogram(
+            "gemmart_first_token_seconds", "From a request to its first token.", buckets=SECONDS, registry=registry
+        )
+        running = Gauge("gemmart_running", "Sequences that are computed now.", registry=registry)
+        running.set_function(lambda: load()[0])
+        waiting = Gauge("gemmart_waiting", "Sequences that wait to be.", registry=registry)
+        waiting.set_function(lambda: load()[1])
+
+    def count_request(self, path: str, status: int) -> None:
+        """`path`: one of the route table, or "" for any other."""
+        self._requests.labels(path, str(status)).inc()
+
+    def count_answers(self, results: Sequence[Completion]) -> None:
+        for result in results:
+            self._prompt.inc(result.usage.prompt_tokens)
+            self._cached.inc(result.usage.cached_tokens)
+            self._generated.inc(result.usage.completion_tokens)
+            self._first.observe(result.timings.queued_s + result.timings.prompt_s)
+
+    def text(self) -> tuple[bytes, str]:
+        """The counters, and their media type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -1,0 +1,164 @@
+"""OpenAI's endpoints: chat completions, completions, models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemmart.engine import Event
+from gemmart.engine import Request as EngineRequest
+from gemmart.errors import InvalidRequest
+from gemmart.sampling import RANGES, Sampling
+from gemmart.server import body, limits
+from gemmart.server.answers import Answer, Chat, Shape, Text, as_json
+from gemmart.server.errors import unsupported
+from gemmart.server.generation import EventStream, Prepare, while_connected
+from gemmart.server.schema import ChatMessage, ChatRequest, CompletionRequest, Options, biases
+
+if TYPE_CHECKING:
+    from gemmart.server.app import App
+
+
+async def models(request: Request) -> Response:
+    app: App = request.app
+    return as_json({"object": "list", "data": [app.describe()]})
+
+
+async def model(request: Request) -> Response:
+    app: App = request.app
+    app.check_name(request.path_params["id"], strict=True)
+    return as_json(app.describe())
+
+
+async def chat_completions(request: Request) -> Response:
+    app: App = request.app
+    asked = await body.read(request, ChatRequest)
+    app.check_name(asked.model)
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise InvalidRequest("top_logprobs: needs logprobs: true", "top_logprobs")
+    max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+    messages = [message_dict(message) for message in asked.messages]
+    app.log_prompt(request, messages)
+
+    encode = partial(app.model.chat_tokens, messages, continue_final=bool(asked.continue_final_message))
+    return await _answer(request, asked, Chat(app.model.tokenizer), [encode], max_tokens=max_tokens, logprobs=logprobs)
+
+
+async def completions(request: Request) -> Response:
+    app: App = request.app
+    asked = await body.read(request, CompletionRequest)
+    app.check_name(asked.model)
+    if asked.suffix:
+        raise unsupported("suffix", "this server does not fill in between")
+    if asked.best_of not in (None, 1):
+        raise unsupported("best_of", "this server offers 1 only")
+    if asked.echo and asked.logprobs is not None:
+        raise unsupported("echo", "this server does not offer it together with logprobs")
+    prompts = _prompts(asked.prompt)
+    if len(prompts) * (asked.n or 1) > limits.PROMPTS:
+        raise InvalidRequest(
+            f"prompt: {len(prompts)} prompts with n = {asked.n or 1} are more than {limits.PROMPTS} answers", "prompt"
+        )
+    app.log_prompt(request, prompts)
+    echo = [_text_of(app, prompt) for prompt in prompts] if asked.echo else None
+    return await _answer(
+        request,
+        asked,
+        Text(app.model.tokenizer, echo, asked.n or 1),
+        [partial(_encode, app, prompt, special=bool(asked.parse_special)) for prompt in prompts],
+        max_tokens=asked.max_tokens,
+        logprobs=asked.logprobs,
+    )
+
+
+def _prompts(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """The prompts: a text, ids, or a list of texts or of lists of ids. Raises InvalidRequest."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise InvalidRequest("prompt: is empty", "prompt")
+    ids = [token for token in given if isinstance(token, int)]
+    if len(ids) == len(given):
+        return [ids]
+    prompts = [prompt for prompt in given if not isinstance(prompt, int)]
+    if ids:
+        raise InvalidRequest("prompt: token ids stand beside texts or lists", "prompt")
+    return prompts
+
+
+def _encode(app: App, prompt: str | list[int], *, special: bool) -> list[int]:
+    return app.model.tokenize(prompt, bos=True, special=special) if isinstance(prompt, str) else prompt
+
+
+def _seed(given: int | None, choice: int) -> int | None:
+    """Each choice has its own; the first has the one that was asked for."""
+    return given if given is None or choice == 0 else (given + choice) % 2**64
+
+
+def _text_of(app: App, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else app.model.detokenize(prompt, special=True)
+
+
+def message_dict(message: ChatMessage) -> dict[str, Any]:
+    """A message as templates take it."""
+    found = msgspec.to_builtins(message)
+    return {name: value for name, value in found.items() if value is not None or name == "content"}
+
+
+async def _answer(
+    request: Request,
+    asked: Options,
+    shape: Shape,
+    prompts: Sequence[Callable[[], list[int]]],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> Response:
+    """Generate `n` choices for each prompt, as a whole or as a stream."""
+    app: App = request.app
+    n = asked.n or 1
+    # Sampling checks the ranges; what is left out takes the model's default.
+    sampling = Sampling(
+        **{name: getattr(asked, name) for name in RANGES if getattr(asked, name) is not None},
+        logit_bias=biases(asked.logit_bias),
+    )
+    salt = app.access.salt(request.scope)
+
+    def prepare_from(encode: Callable[[], list[int]]) -> Prepare:
+        ids: list[int] = []
+
+        def prepare(emit: Callable[[Event], object], choice: int) -> EngineRequest:
+            if not ids:
+                ids.extend(encode())
+            return app.model.prepare(
+                ids,
+                sampling,
+                emit=emit,
+                seed=_seed(asked.seed, choice),
+                max_tokens=max_tokens,
+                stop=asked.stop,
+                logprobs=logprobs,
+                ignore_eos=bool(asked.ignore_eos),
+                salt=salt,
+            )
+
+        return prepare
+
+    generation = app.admit()
+    try:
+        await generation.start([prepare_from(encode) for encode in prompts], n)
+        answer = Answer(app, request.scope["gemmart"], shape, generation, len(prompts), n)
+        if asked.stream:
+            return EventStream(generation, answer.stream(asked.include_usage))
+        whole = await while_connected(request.receive, answer.whole())
+    except BaseException:
+        generation.close()
+        raise
+    generation.close()
+    return as_json(whole)
