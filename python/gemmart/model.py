@@ -439,20 +439,23 @@ class Model:
         vocabulary."""
         return self._tokenizer.decode(self._check_ids(tokens), special=special)
 
-    def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text that a conversation becomes. Raises TemplateError."""
-        return self._require_template().text(messages, add_generation_prompt=add_generation_prompt)
+    def apply_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final: bool = False
+    ) -> str:
+        """The text that a conversation becomes, for people to read: in it, typed control tokens look like real ones.
+        continue_final: the last message, the assistant's, stays open, to be gone on with. Raises TemplateError."""
+        return self._require_template().text(
+            messages, add_generation_prompt=add_generation_prompt, continue_final=continue_final
+        )
 
     def chat_tokens(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final: bool = False
     ) -> list[int]:
-        """The token ids that a conversation becomes; nothing a message says can become a control token.
-        continue_final: the last message, the assistant's, stays open, to be gone on with. Raises TemplateError."""
-        template = self._require_template()
-        if continue_final:
-            pieces = template.render_open(messages)
-        else:
-            pieces = template.render(messages, add_generation_prompt=add_generation_prompt)
+        """The token ids that a conversation becomes; nothing a message says can become a control token. Options as for
+        apply_template(). Raises TemplateError."""
+        pieces = self._require_template().render(
+            messages, add_generation_prompt=add_generation_prompt, continue_final=continue_final
+        )
         return self._tokenizer.encode_pieces(pieces, bos=True)
 
     def session(self, system: str | None = None) -> Session:

@@ -111,33 +111,40 @@ class ChatTemplate(ABC):
             return GemmaTemplate(bos, system_style, strict_roles)
         return FileTemplate(source, bos, eos, control)
 
-    @abstractmethod
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        tools: Sequence[Any] = (),
     ) -> list[Piece]:
         """The chat in pieces, the beginning-of-sequence token included where the template writes it.
 
         A message has a "role" (system, developer, user, assistant, tool) and a "content" (a string or a list of text
-        parts). Raises InvalidRequest for another shape, TemplateError where the template refuses the messages."""
-
-    def render_open(self, messages: Sequence[Message]) -> list[Piece]:
-        """The chat up to the last character of its last message, the assistant's, which is to be gone on with. Raises
-        as render()."""
-        *before, last = _checked(messages)
+        parts). `continue_final`: the last message, the assistant's, stays open at its last character, to be gone on
+        with. Raises InvalidRequest for another shape, TemplateError where the template refuses the messages."""
+        checked = _checked(messages)
+        if not continue_final:
+            return self._render(checked, add_generation_prompt, tools)
+        *before, last = checked
         if last["role"] != "assistant" or not last["content"]:
             where = f"messages[{len(before)}]"
             raise InvalidRequest(f"{where} is to be continued, but is no text of the assistant", where)
         if not before:
             raise InvalidRequest("messages has only the message that is to be continued", "messages")
-        return [*self.render(before), Piece(last["content"], False)]
+        return [*self._render(before, True, tools), Piece(last["content"], False)]
 
-    def text(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
-    ) -> str:
-        """The chat as one string, to be read by people: in it, typed control tokens look like real ones."""
-        return "".join(
-            piece.text for piece in self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-        )
+    def text(self, messages: Sequence[Message], **options: Any) -> str:
+        """The chat as one string, to be read by people: in it, typed control tokens look like real ones. Options as for
+        render()."""
+        return "".join(piece.text for piece in self.render(messages, **options))
+
+    @abstractmethod
+    def _render(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool, tools: Sequence[Any]
+    ) -> list[Piece]:
+        """render() for messages that _checked() has seen."""
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -182,19 +189,18 @@ class GemmaTemplate(ChatTemplate):
         self._system_style = system_style
         self._strict = strict_roles
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    def _render(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool, tools: Sequence[Any]
     ) -> list[Piece]:
         if tools:
             raise TemplateError("Gemma's chat format has no place for tools")
-        checked = _checked(messages)
-        for index, message in enumerate(checked):
+        for index, message in enumerate(messages):
             if message["content"] is None:
                 raise TemplateError(
                     f"messages[{index}] has only tool calls, for which Gemma's chat format has no place"
                 )
         pieces = [Piece(self._bos, True)] if self._bos else []
-        for role, text in self._google_turns(checked) if self._strict else self._turns(checked):
+        for role, text in self._google_turns(messages) if self._strict else self._turns(messages):
             pieces += [Piece("<start_of_turn>", True), Piece(f"{role}\n{text}", False)]
             pieces += [Piece("<end_of_turn>", True), Piece("\n", False)]
         if add_generation_prompt:
@@ -267,19 +273,18 @@ class FileTemplate(ChatTemplate):
         except _Refused as refusal:  # it may want other messages
             log.info("%s", refusal)
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    def _render(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool, tools: Sequence[Any]
     ) -> list[Piece]:
-        checked = _checked(messages)
         try:
-            typed = json.dumps([checked, list(tools)], ensure_ascii=False)
+            typed = json.dumps([messages, list(tools)], ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise InvalidRequest(f"messages and tools must be what JSON can hold: {error}") from None
         mark = next((char for char in NONCHARACTERS if char not in typed), None)
         if mark is None:
             raise InvalidRequest("messages contain all noncharacters from U+FDD0 to U+FDEF", "messages")
         variables = {
-            "messages": [{**self._inert(message, mark), "role": message["role"]} for message in checked],
+            "messages": [{**self._inert(message, mark), "role": message["role"]} for message in messages],
             "tools": self._inert(list(tools), mark) or None,
             "add_generation_prompt": add_generation_prompt,
             **self._tokens,

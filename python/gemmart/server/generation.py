@@ -123,8 +123,11 @@ class Choice:
         if isinstance(event, Delta):
             text = event.text
             for logprob in event.logprobs or ():
-                self._held.append((self._n_pushed, logprob))
-                self._n_pushed += len(self._decoder.push(logprob.token))
+                n = len(self._decoder.push(logprob.token))
+                # What is more than its own text is U+FFFD for a character that a token before it left incomplete.
+                n_before = max(0, n - len(logprob.piece.decode(errors="replace")))
+                self._held.append((self._n_pushed + n_before, logprob))
+                self._n_pushed += n
         else:
             self.result = event
         self._n_passed += len(text)
