@@ -24,13 +24,17 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Access:
-    def __init__(self, *, keys: Sequence[str], allowed_hosts: Sequence[str], cors_origins: Sequence[str]) -> None:
+    def __init__(
+        self, *, keys: Sequence[str], allowed_hosts: Sequence[str], cors_origins: Sequence[str], local: bool
+    ) -> None:
         """`allowed_hosts`: names beside our own, "*" for all. `cors_origins`: pages that may ask, as
-        "https://example.com", "*" for all. Raises InvalidRequest for a key that no header can carry."""
+        "https://example.com", "*" for all. `local`: only this machine reaches the server. Raises InvalidRequest for a
+        key that no header can carry, and for what is no origin."""
         for key in keys:
             if not key or not key.isascii() or not key.isprintable() or key.strip() != key:
                 raise InvalidRequest("an API key is empty, or not of visible ASCII characters alone")
         self._keys = [key.encode() for key in keys]
+        self._local = local
         self._allowed_hosts = {host.lower().rstrip(".") for host in allowed_hosts}
         self._any_origin = "*" in cors_origins
         self._origins = {_origin(origin) for origin in cors_origins if origin != "*"}
@@ -87,13 +91,12 @@ class Access:
         name = _name(host)
         if name in self._allowed_hosts or name == "localhost" or name.endswith(".localhost"):
             return True
-        server = scope.get("server")
-        own = _ip(server[0]) if server else None
-        beyond = own is not None and not own.is_loopback
         address = _ip(name)
-        if address is not None:  # nobody can make an address mean another machine
-            return beyond or address.is_loopback or address == own
-        return beyond and name in _own_names()
+        if address is None:
+            return not self._local and name in _own_names()
+        # Nobody can make an address mean another machine, and behind a router it need not be one that we know.
+        server = scope.get("server")
+        return not self._local or address.is_loopback or (server is not None and address == _ip(server[0]))
 
     def _may_ask(self, origin: str, host: str | None) -> bool:
         given = _origin(origin)

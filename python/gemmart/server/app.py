@@ -69,12 +69,16 @@ class Record:
 class App:
     """The ASGI application over one model. It belongs to one event loop."""
 
-    def __init__(self, options: AppOptions, model: Model | None = None) -> None:
-        """Without a model, it says that it is loading until attach(). Raises InvalidRequest for a wrong option."""
+    def __init__(self, options: AppOptions, model: Model | None = None, *, local: bool = True) -> None:
+        """Without a model, it says that it is loading until attach(). local: only this machine reaches it. Raises
+        InvalidRequest for a wrong option."""
         self._options = options
         self._model = model
         self.access = Access(
-            keys=options.api_keys, allowed_hosts=options.allowed_hosts, cors_origins=options.cors_origins
+            keys=options.api_keys,
+            allowed_hosts=options.allowed_hosts,
+            cors_origins=options.cors_origins,
+            local=local,
         )
         self.metrics = Metrics(lambda: self._model.load if self._model else (0, 0))
         self.is_draining = False

@@ -50,9 +50,11 @@ class RunningServer:
     def __init__(self, listen: ListenOptions, options: AppOptions, model: Model | None = None) -> None:
         """Without a model, it says that it is loading until attach(). Raises InvalidRequest where it cannot listen
         so."""
-        self._app = App(options, model)
+        local = listen.host.startswith(address.UNIX) or is_loopback(listen.host)
+        if not local and not options.api_keys:
+            _anybody(listen)
+        self._app = App(options, model, local=local)
         self._listen = listen
-        _check_exposure(listen, options)
         config = uvicorn.Config(
             self._app,
             http=Connection,
@@ -134,10 +136,8 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
-def _check_exposure(listen: ListenOptions, options: AppOptions) -> None:
-    """Say loudly that anybody may ask, or refuse it."""
-    if options.api_keys or listen.host.startswith(address.UNIX) or is_loopback(listen.host):
-        return
+def _anybody(listen: ListenOptions) -> None:
+    """Say loudly that there is no key, or refuse it."""
     if listen.require_key:
         raise InvalidRequest(
             f"host: {listen.host} is reached from other machines, which needs an API key here: --api-key-file FILE or "
