@@ -57,7 +57,8 @@ def close(sockets: list[socket.socket]) -> None:
 
 
 def _bind_tcp(family: int, address: tuple[object, ...]) -> socket.socket:
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, or asyncio does not see that it is TCP, which it tells not to wait before it sends (Nagle).
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # where others may not listen on it as well then
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
@@ -103,8 +104,10 @@ class App:
         async def from_here(scope: Scope, receive: Receive, send: Send) -> None:
             if len(_target(scope)) > limits.URL_BYTES:
                 raise HttpError(414, "uri_too_long", f"the URL has more than {limits.URL_BYTES} bytes")
-            if len(scope["headers"]) > limits.HEADERS:
-                raise HttpError(431, "headers_too_large", f"the request has more than {limits.HEADERS} headers")
+            headers = scope["headers"]
+            if len(headers) > limits.HEADERS or sum(map(len, chain(*headers))) > limits.HEADER_BYTES:
+                message = f"the headers are more than {limits.HEADERS} or longer than {limits.HEADER_BYTES} bytes"
+                raise HttpError(431, "headers_too_large", message)
             self.access.check_browser(scope)
             await answered(scope, receive, send)
 

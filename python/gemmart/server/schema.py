@@ -21,7 +21,7 @@ class Options(Struct, kw_only=True):
     """How to answer, for chats and completions; None is the default everywhere."""
 
     model: str | None = None
-    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=limits.CHOICES)] | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
@@ -64,7 +64,7 @@ class ChatRequest(Options, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.TOP_LOGPROBS)] | None = None
     continue_final_message: bool | None = None

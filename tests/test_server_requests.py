@@ -1,0 +1,404 @@
+"""Requests that are wrong, too large or ask for what is not there: each is refused with its reason, none is a fault of
+the server's."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+import gemmart
+from conftest import Tiny
+from gemmart.server import limits
+from serving import CHAT, TEXT, error_of, question
+
+CTX = 128
+BIG = [2**31, 2**63, 2**64, 10**30]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> Iterator[gemmart.Model]:
+    with gemmart.load(tiny("gemma2", "Q8_0"), ctx=CTX, parallel=2, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def server(model: gemmart.Model) -> Iterator[httpx.Client]:
+    with model.serve() as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def unharmed(server: httpx.Client) -> Iterator[None]:
+    """After each test the server still answers."""
+    yield
+    assert server.post(CHAT, json=question(max_tokens=1)).status_code == 200
+
+
+def send(server: httpx.Client, body: bytes, path: str = CHAT) -> httpx.Response:
+    return server.post(path, content=body, headers={"content-type": "application/json"})
+
+
+# JSON
+
+
+def test_cut_at_every_byte(server: httpx.Client) -> None:
+    whole = json.dumps(question("é\n", max_tokens=1, stop=["a"], seed=1, logit_bias={"1": 0.5}), ensure_ascii=False)
+    data = whole.encode()
+    for n in range(len(data)):
+        error_of(send(server, data[:n]), 400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf{}",
+        b"\x00",
+        b"{}x",
+        b"{}{}",
+        b'{"messages": NaN}',
+        b'{"temperature": 1e999}',
+        b'{"temperature": Infinity}',
+        b'{"temperature": 01}',
+        b"{'messages': []}",
+        b'{"messages": [],}',
+        b'{"model": "\xff"}',
+        b'{"model": "\xc3"}',
+        b'{"model": "\\ud800"}',
+        b'{"model": "\\udc00\\ud800"}',
+        b'{"model": "\\x41"}',
+        b'{"model": "a\nb"}',
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"x": ' + b"[" * 65 + b"]" * 65 + b"}",
+    ],
+)
+def test_no_json(body: bytes, server: httpx.Client) -> None:
+    error_of(send(server, body), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b'"text"', b"1", b"true"])
+def test_no_object(body: bytes, server: httpx.Client) -> None:
+    error_of(send(server, body), 400, "invalid_value")
+
+
+def test_depth(server: httpx.Client) -> None:
+    for depth, fits in ((limits.JSON_DEPTH - 1, True), (limits.JSON_DEPTH, False)):
+        value: Any = 1
+        for _ in range(depth):
+            value = [value]
+        response = server.post(CHAT, json=question(max_tokens=0, unknown=value))
+        assert response.status_code == (200 if fits else 400)
+
+
+# Fields
+
+NUMBER, INTEGER, TEXTUAL, FLAG = "number", "integer", "text", "flag"
+FIELDS: list[tuple[str, str, str, list[Any], list[Any]]] = [
+    # path, field, type, values that are allowed, values that are not
+    (CHAT, "temperature", NUMBER, [0, 0.0, 2, 1.5, 1e-300], [-0.1, 2.1, 1e308, *BIG]),
+    (CHAT, "top_p", NUMBER, [0, 0.5, 1], [-0.1, 1.1, 5, 1e308]),
+    (CHAT, "min_p", NUMBER, [0, 1], [-0.1, 1.1]),
+    (CHAT, "typical_p", NUMBER, [0.1, 1], [-0.1, 1.1]),
+    (CHAT, "top_k", INTEGER, [0, 1, 40, 2**31 - 1], [-1, *BIG]),
+    (CHAT, "repeat_penalty", NUMBER, [0.1, 1, 10], [0, 0.09, 10.1]),
+    (CHAT, "repeat_last_n", INTEGER, [-1, 0, 64], [-2, *BIG]),
+    (CHAT, "presence_penalty", NUMBER, [-2, 0, 2], [-2.1, 2.1]),
+    (CHAT, "frequency_penalty", NUMBER, [-2, 0, 2], [-2.1, 2.1]),
+    (CHAT, "seed", INTEGER, [0, 2**31, 2**64 - 1], [-1, 2**64, 10**30]),
+    (CHAT, "max_tokens", INTEGER, [0, 1, 10**18], [-1, 10**30]),
+    (CHAT, "max_completion_tokens", INTEGER, [0, 1, 10**18], [-1, 10**30]),
+    (CHAT, "n", INTEGER, [1, 8], [0, -1, 9, *BIG]),
+    (CHAT, "model", TEXTUAL, ["x", ""], []),
+    (CHAT, "stream", FLAG, [False], []),
+    (CHAT, "logprobs", FLAG, [True, False], []),
+    (CHAT, "ignore_eos", FLAG, [True, False], []),
+    (CHAT, "continue_final_message", FLAG, [False], []),
+    (TEXT, "logprobs", INTEGER, [0, 5], [-1, 6, *BIG]),
+    (TEXT, "echo", FLAG, [True, False], []),
+    (TEXT, "parse_special", FLAG, [True, False], []),
+    (TEXT, "n", INTEGER, [1, 8], [0, 9]),
+]
+OF_TYPE: dict[str, Any] = {
+    "flag": True,
+    "integer": 1,
+    "number": 1.5,
+    "text": "1",
+    "list": [1],
+    "object": {"a": 1},
+}
+FITS = {NUMBER: {"integer", "number"}, INTEGER: {"integer"}, TEXTUAL: {"text"}, FLAG: {"flag"}}
+
+
+def smallest(path: str, **fields: Any) -> dict[str, Any]:
+    return (question(**fields) if path == CHAT else {"prompt": "hi", **fields}) | (
+        {} if {"max_tokens", "max_completion_tokens"} & fields.keys() else {"max_tokens": 1}
+    )
+
+
+@pytest.mark.parametrize(("path", "name", "kind", "allowed", "refused"), FIELDS, ids=lambda x: str(x)[:20])
+def test_fields(path: str, name: str, kind: str, allowed: list[Any], refused: list[Any], server: httpx.Client) -> None:
+    for value in [*allowed, None]:
+        response = server.post(path, json=smallest(path, **{name: value}))
+        assert response.status_code == 200, (value, response.text)
+    wrong = [value for type, value in OF_TYPE.items() if type not in FITS[kind]]
+    for value in [*wrong, *refused]:
+        error = error_of(server.post(path, json=smallest(path, **{name: value})), 400, "invalid_value", name)
+        assert name in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [1]}, "messages[0]"),
+        ({"messages": [{}]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+        ({"messages": [{"role": "User", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": 1, "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+            "messages[0].content[0]",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "name": 1}]}, "messages[0].name"),
+        ({"stop": 1}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"stop": ""}, "stop[0]"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": "a" * 257}, "stop[0]"),
+        ({"logit_bias": []}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {"1": "1"}}, "logit_bias[...]"),
+        ({"logit_bias": {"512": 1}}, "logit_bias.512"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"stream_options": 1}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+    ],
+)
+def test_wrong_places(fields: dict[str, Any], param: str, server: httpx.Client) -> None:
+    for stream in (False, True):
+        error_of(server.post(CHAT, json=question(stream=stream) | fields), 400, "invalid_value", param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, None),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 1}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [[]]}, None),
+        ({"prompt": [1.5]}, "prompt[0]"),
+        ({"prompt": [-1]}, "tokens"),
+        ({"prompt": [512]}, "tokens"),
+        ({"prompt": [[1], [512]]}, "tokens"),
+        ({"prompt": ["a"] * 65}, "prompt"),
+        ({"prompt": ["a"] * 9, "n": 8}, "prompt"),
+    ],
+)
+def test_wrong_prompts(fields: dict[str, Any], param: str | None, server: httpx.Client) -> None:
+    error_of(server.post(TEXT, json=fields), 400, "invalid_value", param)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        (CHAT, {"tool_choice": "required"}, "tool_choice"),
+        (CHAT, {"functions": [{"name": "f"}]}, "functions"),
+        (CHAT, {"function_call": "auto"}, "function_call"),
+        (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        (CHAT, {"response_format": "json"}, "response_format"),
+        (CHAT, {"grammar": 'root ::= "a"'}, "grammar"),
+        (CHAT, {"regex": "a"}, "regex"),
+        (CHAT, {"json_schema": {"type": "object"}}, "json_schema"),
+        (CHAT, {"chat_template": "{{ x }}"}, "chat_template"),
+        (CHAT, {"audio": {"voice": "x"}}, "audio"),
+        (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
+        (CHAT, {"web_search_options": {"a": 1}}, "web_search_options"),
+        (TEXT, {"suffix": "end"}, "suffix"),
+        (TEXT, {"best_of": 2}, "best_of"),
+        (TEXT, {"echo": True, "logprobs": 1}, "echo"),
+    ],
+)
+def test_not_offered(path: str, fields: dict[str, Any], param: str, server: httpx.Client) -> None:
+    error_of(server.post(path, json=smallest(path, **fields)), 400, "unsupported_parameter", param)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "prompt_cache_key": "k"},
+        {"tools": None, "tool_choice": "none", "functions": [], "modalities": ["text"]},
+        {"response_format": {"type": "text"}},
+        {"unknown": {"deep": [1]}, "parallel_tool_calls": True},
+    ],
+)
+def test_ignored(fields: dict[str, Any], server: httpx.Client) -> None:
+    assert server.post(CHAT, json=smallest(CHAT, **fields)).status_code == 200
+
+
+def test_roles_that_the_template_refuses(server: httpx.Client) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [*question()["messages"], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    error_of(server.post(CHAT, json={"messages": messages}), 400, "template_error")
+
+
+# Sizes
+
+
+def test_context(server: httpx.Client, model: gemmart.Model) -> None:
+    ids = model.tokenize("word " * CTX, bos=True)
+    for n in (CTX - 1, CTX, CTX + 1, 10 * CTX):
+        prompt = (ids * 10)[:n]
+        response = server.post(TEXT, json={"prompt": prompt})
+        if n < CTX:
+            assert response.json()["usage"]["total_tokens"] == CTX
+            assert response.json()["choices"][0]["finish_reason"] in ("length", "stop")
+        else:
+            error = error_of(response, 400, "context_length_exceeded")
+            assert (error["n_prompt_tokens"], error["n_ctx"]) == (n, CTX)
+            assert f"maximum context length is {CTX} tokens" in error["message"]
+            assert error["type"] == "invalid_request_error"
+
+
+def test_messages(server: httpx.Client) -> None:
+    for n, param in ((limits.MESSAGES, None), (limits.MESSAGES + 1, "messages")):
+        body = {"messages": [{"role": "user", "content": ""}] * n, "max_tokens": 1}
+        code = "invalid_value" if param else "context_length_exceeded"
+        response = server.post(CHAT, json=body)
+        if param:
+            error_of(response, 400, code, param)
+        else:  # empty texts become one turn
+            assert response.status_code == 200
+
+
+def test_parts(server: httpx.Client) -> None:
+    for n, fits in ((limits.PARTS, True), (limits.PARTS + 1, False)):
+        parts = [{"type": "text", "text": ""}] * n
+        response = server.post(CHAT, json={"messages": [{"role": "user", "content": parts}], "max_tokens": 1})
+        if fits:
+            assert response.status_code == 200
+        else:
+            error_of(response, 400, "invalid_value", "messages[0].content")
+
+
+def test_stops_at_their_limit(server: httpx.Client) -> None:
+    body = question(stop=["a" * 256] * 16, logit_bias={str(i): 0 for i in range(512)}, max_tokens=1)
+    assert server.post(CHAT, json=body).status_code == 200
+
+
+def test_body_at_its_limit(server: httpx.Client) -> None:
+    body = json.dumps(question(max_tokens=0)).encode()
+    padded = body[:-1] + b" " * (limits.BODY_BYTES - len(body)) + b"}"
+    assert len(padded) == limits.BODY_BYTES
+    assert send(server, padded).status_code == 200
+    error_of(send(server, padded + b" "), 413, "request_too_large")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(9):
+            yield b" " * (1 << 20)
+
+    headers = {"content-type": "application/json"}
+    error_of(server.post(CHAT, content=chunks(), headers=headers), 413, "request_too_large")
+
+
+def test_urls(server: httpx.Client) -> None:
+    assert server.get("/health?" + "x" * (limits.URL_BYTES - len("/health?"))).status_code == 200
+    error_of(server.get("/health?" + "x" * (limits.URL_BYTES - len("/health?") + 1)), 414, "uri_too_long")
+
+
+def test_headers(server: httpx.Client) -> None:
+    sent = [(f"x-{i}", "1") for i in range(95)]
+    assert server.get("/health", headers=sent).status_code == 200
+    error_of(server.get("/health", headers=sent + [(f"y-{i}", "1") for i in range(6)]), 431, "headers_too_large")
+
+
+# HTTP
+
+
+def raw(server: httpx.Client, data: bytes, seconds: float = 10.0) -> bytes:
+    """What comes back until the server closes, or `seconds` have passed."""
+    parts = urlsplit(str(server.base_url))
+    found = b""
+    with socket.create_connection((parts.hostname, parts.port), timeout=seconds) as connection:
+        connection.sendall(data)
+        try:
+            while part := connection.recv(1 << 16):
+                found += part
+        except (TimeoutError, ConnectionResetError):
+            pass
+    return found
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n", 400),  # a TLS hello
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),  # no Host
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nx y: z\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"x" * (40 << 10) + b"\r\n\r\n", 431),
+        (b"GET /" + b"x" * (40 << 10), 431),
+        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    ],
+)
+def test_no_http(data: bytes, status: int, server: httpx.Client) -> None:
+    began = time.monotonic()
+    head, _, body = raw(server, data).partition(b"\r\n\r\n")
+    assert time.monotonic() - began < 5
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_a_body_that_is_announced_too_large_is_not_read(server: httpx.Client) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    began = time.monotonic()
+    answer = raw(server, head % (CHAT.encode(), 10**11))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert time.monotonic() - began < limits.LINGER_SECONDS + 5
+
+
+def test_unknown_paths_and_methods(server: httpx.Client) -> None:
+    for path in ("/", "/v1", "/v1/", "/v1/chat", "/v1/embeddings", "/v1/chat/completions/", "/%00", "/..%2f", "/health/"):
+        error_of(server.get(path), 404, "not_found")
+    for method, path, allow in (("GET", CHAT, "POST"), ("PUT", "/tokenize", "POST"), ("POST", "/health", "GET")):
+        response = server.request(method, path)
+        error = error_of(response, 405, "method_not_allowed")
+        assert error["type"] == "invalid_request_error"
+        assert allow in response.headers["allow"]
+    assert error_of(server.get("/nowhere"), 404, "not_found")["type"] == "not_found_error"
+
+
+def test_pipelined_requests(server: httpx.Client) -> None:
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert raw(server, one * 3 + last).count(b"HTTP/1.1 200 ") == 4
