@@ -388,7 +388,17 @@ def test_a_body_that_is_announced_too_large_is_not_read(server: httpx.Client) ->
 
 
 def test_unknown_paths_and_methods(server: httpx.Client) -> None:
-    for path in ("/", "/v1", "/v1/", "/v1/chat", "/v1/embeddings", "/v1/chat/completions/", "/%00", "/..%2f", "/health/"):
+    for path in (
+        "/",
+        "/v1",
+        "/v1/",
+        "/v1/chat",
+        "/v1/embeddings",
+        "/v1/chat/completions/",
+        "/%00",
+        "/..%2f",
+        "/health/",
+    ):
         error_of(server.get(path), 404, "not_found")
     for method, path, allow in (("GET", CHAT, "POST"), ("PUT", "/tokenize", "POST"), ("POST", "/health", "GET")):
         response = server.request(method, path)

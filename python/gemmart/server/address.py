@@ -46,14 +46,11 @@ def url(sockets: list[socket.socket], *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{name[1]}"
 
 
-def close(sockets: list[socket.socket]) -> None:
-    """Stop listening; a unix socket's file goes too."""
-    for bound in sockets:
+def forget(host: str) -> None:
+    """Remove the file of a unix socket on which nothing listens any more."""
+    if host.startswith(UNIX):
         with contextlib.suppress(OSError):
-            name = bound.getsockname()
-            bound.close()
-            if isinstance(name, str):
-                os.unlink(name)
+            os.unlink(host.removeprefix(UNIX))
 
 
 def _bind_tcp(family: int, address: tuple[object, ...]) -> socket.socket:

@@ -132,6 +132,10 @@ class App:
             await self._app(scope, receive, with_id)
         except ClientGone:
             record.status, record.error = 499, "cancelled"
+        except Exception as error:  # after an answer has begun
+            record.error = "internal_error"
+            log.error("%s: %s", record.id, error, exc_info=error)
+            raise
         finally:
             route = scope.get("route")
             quiet = route is not None and route.path == "/health" and record.status == 200  # asked every few seconds

@@ -17,6 +17,8 @@ from gemmart.server.schema import refuse_unsupported
 
 T = TypeVar("T")
 
+LARGE = 64 << 10
+"""Bytes of a body from which on it is parsed beside the event loop."""
 PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
 """How msgspec ends a message: with the place."""
 
@@ -26,7 +28,22 @@ async def read(request: Request, kind: type[T]) -> T:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise HttpError(415, "unsupported_media_type", "the body must be JSON: Content-Type: application/json")
-    value = parse(await _bytes(request))
+    data = await _bytes(request)
+    if len(data) > LARGE:
+        return await asyncio.to_thread(parse, data, kind)
+    return parse(data, kind)
+
+
+def parse(data: bytes, kind: type[T]) -> T:
+    """A `kind` from a JSON text. Raises HttpError for what is none, too deep or asks for what there is not,
+    InvalidRequest with the place for a value of another type."""
+    try:
+        value = msgspec.json.decode(data)
+    except RecursionError:
+        raise _too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HttpError(400, "invalid_json", f"the body is no JSON: {error}") from None
+    _check_depth(value)
     if isinstance(value, dict):
         refuse_unsupported(value)
     try:
@@ -38,27 +55,17 @@ async def read(request: Request, kind: type[T]) -> T:
         raise InvalidRequest(f"{where}: {message[: found.start()]}" if found else message, where or None) from None
 
 
-def parse(data: bytes) -> Any:
-    """The value of a JSON text. Raises HttpError for what is none, or too deep."""
-    try:
-        value = msgspec.json.decode(data)
-    except msgspec.ValidationError as error:  # a number outside of what floats hold
-        raise HttpError(400, "invalid_json", f"the body is no JSON: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise HttpError(400, "invalid_json", f"the body is no JSON: {error}") from None
-    except RecursionError:
-        raise _too_deep() from None
-    level = [value]
-    for _ in range(limits.JSON_DEPTH + 1):
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limits.JSON_DEPTH):
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
         ]
-        if not level:
-            return value
-    raise _too_deep()
+    if level:
+        raise _too_deep()
 
 
 def _too_deep() -> HttpError:

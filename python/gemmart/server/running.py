@@ -24,6 +24,7 @@ from gemmart.server.app import App, AppOptions
 from gemmart.server.connection import Connection
 
 log = logging.getLogger("gemmart.server")
+logging.getLogger("uvicorn").addHandler(logging.NullHandler())  # or its warnings go to stderr where nobody logs
 
 END_SECONDS = 2
 """What is left for sending when everything is answered."""
@@ -97,17 +98,13 @@ class RunningServer:
     def close(self, drain: float | None = None) -> None:
         """Take nothing new, let running answers end within `drain` seconds (None: as the options say), stop listening.
         Closing twice does no harm."""
-        if self._thread.is_alive():
-            seconds = self._listen.drain if drain is None else drain
-            drained = asyncio.run_coroutine_threadsafe(self._app.drain(seconds), self._server.loop)
-            drained.result()
-            self._server.should_exit = True
-            self._thread.join()
-        address.close(self._sockets)
-
-    def abandon(self) -> None:
-        """Leave no file behind; the process is about to end."""
-        address.close(self._sockets)
+        if not self._thread.is_alive():
+            return
+        seconds = self._listen.drain if drain is None else drain
+        asyncio.run_coroutine_threadsafe(self._app.drain(seconds), self._server.loop).result()
+        self._server.should_exit = True
+        self._thread.join()
+        address.forget(self._listen.host)
 
     def __enter__(self) -> Self:
         return self
@@ -170,7 +167,7 @@ def serve_forever(
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            server.abandon()
+            address.forget(listen.host)
             sys.stderr.flush()
             os._exit(INTERRUPTED)
         stop.set()
