@@ -97,7 +97,7 @@ class Engine:
         """Queue a request. Raises ContextOverflow, InvalidRequest."""
         n = len(request.prompt)
         if n == 0:
-            raise InvalidRequest("prompt: is empty; at least one token is needed")
+            raise InvalidRequest("prompt: is empty; at least one token is needed", "prompt")
         if n + (1 if request.max_tokens else 0) > self.n_ctx:
             raise ContextOverflow(n, self.n_ctx)
         self._check_process()

@@ -357,7 +357,7 @@ class Model:
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
-            prompt = self._check_ids(prompt)
+            prompt = self._check_ids(prompt, "prompt")
         settings = resolve_sampling(sampling, self.default_sampling)
         for token in settings.logit_bias:
             if token >= self.info.n_vocab:
@@ -513,14 +513,14 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_ids(self, tokens: Sequence[int]) -> list[int]:
+    def _check_ids(self, tokens: Sequence[int], name: str = "tokens") -> list[int]:
         try:
             ids = [index(i) for i in tokens]
         except TypeError as error:
-            raise InvalidRequest(f"tokens: expected a text or whole numbers: {error}", "tokens") from None
+            raise InvalidRequest(f"{name}: expected a text or whole numbers: {error}", name) from None
         for i in ids:
             if not 0 <= i < self.info.n_vocab:
-                raise InvalidRequest(f"tokens: id {i} is outside 0 to {self.info.n_vocab - 1}", "tokens")
+                raise InvalidRequest(f"{name}: id {i} is outside 0 to {self.info.n_vocab - 1}", name)
         return ids
 
     def _require_template(self) -> ChatTemplate:

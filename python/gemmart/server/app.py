@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gemmart import __version__
 from gemmart.model import Model
 from gemmart.server import limits, openai, status, tokens
 from gemmart.server.access import Access
@@ -74,7 +75,7 @@ class App:
         """Without a model, it says that it is loading until attach(). local: only this machine reaches it. Raises
         InvalidRequest for a wrong option."""
         self._options = options
-        self._model = model
+        self._model: Model | None = None
         self.access = Access(
             keys=options.api_keys,
             allowed_hosts=options.allowed_hosts,
@@ -113,6 +114,8 @@ class App:
 
         self._app = answers_errors(from_here)
         self._router = router
+        if model is not None:
+            self.attach(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -151,23 +154,16 @@ class App:
 
     def attach(self, model: Model) -> None:
         """The model has been loaded."""
+        self.model_id = self._options.model_id or model.info.path.stem
+        # The build and the instruction set: beside the seed, what a text depends on.
+        self.fingerprint = f"gemmart-{__version__}-{model.isa}"
+        self._attached = int(time.time())
         self._model = model
-
-    @property
-    def model_id(self) -> str:
-        return self._options.model_id or self.model.info.path.stem
-
-    @property
-    def fingerprint(self) -> str:
-        """The build and the instruction set: with a seed, what a text depends on."""
-        from gemmart import __version__
-
-        return f"gemmart-{__version__}-{self.model.isa}"
 
     def check_name(self, name: str | None, *, strict: bool = False) -> None:
         """Whether the model may be called so. Raises HttpError 404 where names count and this is none of its own,
         InvalidRequest for an empty one."""
-        names = {self.model_id, self.model.info.name, *self._options.aliases}
+        names = {self.model.info.name, self.model_id, *self._options.aliases}
         if (strict or self._options.strict_model) and name and name not in names:
             message = f"model: {name[:200]!r} is not served here; there is {self.model_id}"
             raise HttpError(404, "model_not_found", message, param="model")
@@ -178,7 +174,7 @@ class App:
         return {
             "id": self.model_id,
             "object": "model",
-            "created": int(info.path.stat().st_mtime),
+            "created": self._attached,
             "owned_by": "gemmart",
             "meta": {
                 "name": info.name,

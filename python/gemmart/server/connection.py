@@ -20,6 +20,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._opened = self.loop.time()
+        self._lingered = False
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         super().connection_made(transport)
@@ -35,16 +36,18 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._lingers:
             return
         if self.conn.their_state is not h11.IDLE:
             self._limit(None)
-        elif self._timer is None:
+        elif self._timer is None or self._lingered:
             self._limit(limits.HEADER_SECONDS)
+        self._lingered = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # of an answer that did not wait for all of it
+        if self._lingers:
+            self._lingered = True
             self._limit(limits.LINGER_SECONDS)
 
     def pause_writing(self) -> None:
@@ -62,6 +65,11 @@ class Connection(H11Protocol):
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         code = {431: "headers_too_large"}.get(status, "invalid_http")
         self._refuse(HttpError(status, code, f"this is no HTTP request that the server takes: {error or msg}"))
+
+    @property
+    def _lingers(self) -> bool:
+        """Whether a body still comes whose request has been answered: closing now might lose the answer."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
 
     @property
     def _is_waiting(self) -> bool:
