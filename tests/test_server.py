@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +65,7 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
 # Chats
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_curl_line_of_the_model_card(tiny: Tiny, tmp_path: Path, model: gemmart.Model) -> None:
     body = """{
   "model": "gemma-27b-it",
@@ -428,7 +431,6 @@ def test_openai_client(client: openai.OpenAI, model: gemmart.Model) -> None:
 
 def test_asgi(model: gemmart.Model) -> None:
     """Under another server: here, httpx in this process."""
-    import asyncio
 
     async def ask_inside() -> dict[str, Any]:
         transport = httpx.ASGITransport(model.asgi(model_id="inside"))

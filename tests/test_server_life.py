@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import ssl
@@ -47,7 +48,7 @@ def model(long_file: Path) -> Iterator[gemmart.Model]:
 def server(model: gemmart.Model) -> Iterator[httpx.Client]:
     with model.serve(drain=0, queue=3) as running, httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
-    wait_until(lambda: model.load == (0, 0))
+    wait_until(lambda: model.n_requests == (0, 0))
 
 
 def send(server: httpx.Client | str, body: dict[str, Any], path: str = CHAT) -> socket.socket:
@@ -64,7 +65,7 @@ def send(server: httpx.Client | str, body: dict[str, Any], path: str = CHAT) -> 
 def busy(model: gemmart.Model, server: httpx.Client) -> Iterator[socket.socket]:
     """An answer that keeps the model to itself."""
     with send(server, question(**LONG)) as first:
-        wait_until(lambda: model.load == (1, 0))
+        wait_until(lambda: model.n_requests == (1, 0))
         yield first
 
 
@@ -74,10 +75,10 @@ def busy(model: gemmart.Model, server: httpx.Client) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_while_it_writes(stream: bool, model: gemmart.Model, server: httpx.Client) -> None:
     with send(server, question(**LONG, stream=stream)) as client:
-        wait_until(lambda: model.load == (1, 0))
+        wait_until(lambda: model.n_requests == (1, 0))
         if stream:
             assert client.recv(1000)
-    wait_until(lambda: model.load == (0, 0), 5)
+    wait_until(lambda: model.n_requests == (0, 0), 5)
     assert server.post(CHAT, json=question(max_tokens=1)).status_code == 200
 
 
@@ -85,23 +86,23 @@ def test_who_leaves_while_it_writes(stream: bool, model: gemmart.Model, server: 
 def test_who_leaves_while_it_reads(stream: bool, model: gemmart.Model, server: httpx.Client) -> None:
     prompt = [7 + i % 400 for i in range(60_000)]
     with send(server, {"prompt": prompt, "stream": stream}, TEXT):
-        wait_until(lambda: model.load == (1, 0))
-    wait_until(lambda: model.load == (0, 0), 5)
+        wait_until(lambda: model.n_requests == (1, 0))
+    wait_until(lambda: model.n_requests == (0, 0), 5)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_while_waiting(stream: bool, model: gemmart.Model, server: httpx.Client) -> None:
     with busy(model, server):
         with send(server, question(**LONG, stream=stream)):
-            wait_until(lambda: model.load == (1, 1))
-        wait_until(lambda: model.load == (1, 0), 5)
+            wait_until(lambda: model.n_requests == (1, 1))
+        wait_until(lambda: model.n_requests == (1, 0), 5)
 
 
 def test_who_leaves_with_many_choices(model: gemmart.Model, server: httpx.Client) -> None:
     body = question(max_tokens=2000, ignore_eos=True, n=8)
     with send(server, body):
-        wait_until(lambda: sum(model.load) == 8)
-    wait_until(lambda: model.load == (0, 0), 5)
+        wait_until(lambda: sum(model.n_requests) == 8)
+    wait_until(lambda: model.n_requests == (0, 0), 5)
 
 
 def test_who_leaves_in_the_middle_of_a_body(server: httpx.Client) -> None:
@@ -129,16 +130,16 @@ def test_leaving_is_logged_as_such(
 def test_queue(model: gemmart.Model, server: httpx.Client) -> None:
     with busy(model, server):
         waiting = [send(server, question(**LONG)) for _ in range(3)]
-        wait_until(lambda: model.load == (1, 3))
+        wait_until(lambda: model.n_requests == (1, 3))
         for stream in (False, True):
             response = server.post(CHAT, json=question(stream=stream))
             assert error_of(response, 429, "queue_full")["type"] == "rate_limit_error"
             assert response.headers["retry-after"] == "1"
         for client in waiting:
             client.close()
-        wait_until(lambda: model.load == (1, 0))
+        wait_until(lambda: model.n_requests == (1, 0))
         assert server.get("/health").status_code == 200
-    wait_until(lambda: model.load == (0, 0))
+    wait_until(lambda: model.n_requests == (0, 0))
     assert server.post(CHAT, json=question(max_tokens=1)).status_code == 200
 
 
@@ -149,7 +150,7 @@ def test_deadline(model: gemmart.Model) -> None:
         assert response.headers["x-should-retry"] == "false"
         *_, last = events(server.post(CHAT, json=question(**LONG, stream=True)))
         assert last["error"]["code"] == "deadline_exceeded"
-        wait_until(lambda: model.load == (0, 0))
+        wait_until(lambda: model.n_requests == (0, 0))
 
 
 def test_pings_while_it_reads(model: gemmart.Model, server: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +202,8 @@ def test_a_reader_that_stops(model: gemmart.Model, server: httpx.Client, monkeyp
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     with client:
         client.sendall(head.encode() + data)
-        wait_until(lambda: model.load == (1, 0))
-        wait_until(lambda: model.load == (0, 0), 30)
+        wait_until(lambda: model.n_requests == (1, 0))
+        wait_until(lambda: model.n_requests == (0, 0), 30)
 
 
 def test_half_open_connections_do_not_shut_others_out(server: httpx.Client) -> None:
@@ -411,7 +412,7 @@ def test_a_model_that_is_closed_first(long_file: Path) -> None:
     with gemmart.load(long_file, threads=1) as model:
         running = model.serve(drain=0)
         client = send(running.url, question(**LONG))
-        wait_until(lambda: model.load == (1, 0))
+        wait_until(lambda: model.n_requests == (1, 0))
     with client:
         assert client.recv(100).startswith(b"HTTP/1.1 503 ")
     running.close()
@@ -437,6 +438,7 @@ def test_log(long_file: Path, home: Path) -> None:
         assert running.log == ""
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_tls(model: gemmart.Model, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]

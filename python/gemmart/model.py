@@ -393,7 +393,7 @@ class Model:
         self._engine.cancel(request)
 
     @property
-    def load(self) -> tuple[int, int]:
+    def n_requests(self) -> tuple[int, int]:
         """How many requests are computed now, and how many wait."""
         return self._engine.n_running, self._engine.n_waiting
 

@@ -40,6 +40,7 @@ ROUTES = [
     Route("/props", status.props, methods=["GET"]),
     Route("/metrics", status.metrics, methods=["GET"]),
 ]
+PATHS: dict[object, str] = {route.endpoint: route.path for route in ROUTES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,38 +83,20 @@ class App:
             cors_origins=options.cors_origins,
             local=local,
         )
-        self.metrics = Metrics(lambda: self._model.load if self._model else (0, 0))
+        self.metrics = Metrics(lambda: self._model.n_requests if self._model else (0, 0))
         self.is_draining = False
         self._under_way: set[Generation] = set()
-        router = Router(ROUTES, redirect_slashes=False)
-
-        async def with_key(scope: Scope, receive: Receive, send: Send) -> None:
-            self.access.check_key(scope)
-            await router(scope, receive, send)
-
-        inner: ASGIApp = answers_errors(with_key)
+        self._router = Router(ROUTES, redirect_slashes=False)
+        self._inner: ASGIApp = answers_errors(self._with_key)
         if options.cors_origins:
-            inner = CORSMiddleware(
-                inner,
+            self._inner = CORSMiddleware(
+                self._inner,
                 allow_origins=options.cors_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             )
-        answered = inner
-
-        async def from_here(scope: Scope, receive: Receive, send: Send) -> None:
-            if len(_target(scope)) > limits.URL_BYTES:
-                raise HttpError(414, "uri_too_long", f"the URL has more than {limits.URL_BYTES} bytes")
-            headers = scope["headers"]
-            if len(headers) > limits.HEADERS or sum(map(len, chain(*headers))) > limits.HEADER_BYTES:
-                message = f"the headers are more than {limits.HEADERS} or longer than {limits.HEADER_BYTES} bytes"
-                raise HttpError(431, "headers_too_large", message)
-            self.access.check_browser(scope)
-            await answered(scope, receive, send)
-
-        self._app = answers_errors(from_here)
-        self._router = router
+        self._outer = answers_errors(self._from_here)
         if model is not None:
             self.attach(model)
 
@@ -132,7 +115,7 @@ class App:
             await send(message)
 
         try:
-            await self._app(scope, receive, with_id)
+            await self._outer(scope, receive, with_id)
         except ClientGone:
             record.status, record.error = 499, "cancelled"
         except Exception as error:  # after an answer has begun
@@ -140,10 +123,25 @@ class App:
             log.error("%s: %s", record.id, error, exc_info=error)
             raise
         finally:
-            route = scope.get("route")
-            quiet = route is not None and route.path == "/health" and record.status == 200  # asked every few seconds
-            self.metrics.count_request(route.path if route else "", record.status)
+            path = PATHS.get(scope.get("endpoint", 0), "")
+            self.metrics.count_request(path, record.status)
+            quiet = path == "/health" and record.status == 200  # it is asked every few seconds
             log.log(logging.DEBUG if quiet else logging.INFO, "%s", _line(record, scope, time.monotonic() - began))
+
+    async def _from_here(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What no other origin may ask, nor at such length."""
+        if len(_target(scope)) > limits.URL_BYTES:
+            raise HttpError(414, "uri_too_long", f"the URL has more than {limits.URL_BYTES} bytes")
+        headers = scope["headers"]
+        if len(headers) > limits.HEADERS or sum(map(len, chain(*headers))) > limits.HEADER_BYTES:
+            message = f"the headers are more than {limits.HEADERS} or longer than {limits.HEADER_BYTES} bytes"
+            raise HttpError(431, "headers_too_large", message)
+        self.access.check_browser(scope)
+        await self._inner(scope, receive, send)
+
+    async def _with_key(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.access.check_key(scope)
+        await self._router(scope, receive, send)
 
     @property
     def model(self) -> Model:
@@ -199,7 +197,7 @@ class App:
         """A place for a new generation. Raises HttpError: 503 while loading or ending, 429 where too many wait."""
         if self.is_draining:
             raise draining()
-        waiting = self.model.load[1] + sum(generation.is_preparing for generation in self._under_way)
+        waiting = self.model.n_requests[1] + sum(generation.is_preparing for generation in self._under_way)
         if waiting >= self._options.queue:
             raise HttpError(
                 429,

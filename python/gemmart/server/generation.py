@@ -86,6 +86,7 @@ class Generation:
                 n_open -= 1
             if isinstance(event, Delta | Completion):
                 yield index, event
+                await asyncio.sleep(0)  # neither a queue that holds something nor a send lets others have the loop
 
     def fail(self, error: Exception) -> None:
         """End it with an error."""

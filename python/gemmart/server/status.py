@@ -28,7 +28,7 @@ async def props(request: Request) -> Response:
     """The settings, for pages and programs; under llama.cpp's names where it has one."""
     app: App = request.app
     model = app.model
-    n_running, n_waiting = model.load
+    n_running, n_waiting = model.n_requests
     return as_json(
         {
             "build_info": app.fingerprint,
