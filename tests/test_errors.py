@@ -50,6 +50,22 @@ def test_contract(error: type[errors.GemmartError], base: type[Exception], exit_
     assert error.__doc__
 
 
+def test_codes_of_http() -> None:
+    codes = {error.__name__: error.http_code for error, *_ in CONTRACT if error.http_status != 500}
+    assert codes == {
+        "ModelNotFound": "model_not_found",
+        "ModelChanged": "model_changed",
+        "TemplateError": "template_error",
+        "TemplateLimit": "template_error",
+        "DeviceError": "device_error",
+        "OutOfMemory": "out_of_memory",
+        "InvalidRequest": "invalid_value",
+        "ContextOverflow": "context_length_exceeded",
+    }
+    assert errors.NumericError.http_code == "numeric_error"
+    assert errors.InternalError.http_code == "internal_error"
+
+
 def test_contract_is_complete() -> None:
     assert {row[0] for row in CONTRACT} == {v for v in vars(errors).values() if isinstance(v, type)}
 
