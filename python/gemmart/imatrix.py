@@ -67,7 +67,7 @@ def collect(
     load(). Raises as that does, and InvalidRequest where the text has not n_ctx tokens."""
     progress = progress or no_progress
     source = sources.resolve(str(ref), offline=offline, progress=progress, notice=notice)
-    facts = _core.ModelFacts(str(source.path), source.offset, source.length)
+    facts = _core.ModelFacts(*source.parts)
     info = facts.info()
     check_number("n_ctx", n_ctx, int, 4, info["n_ctx_train"])
     if n_chunks is not None:

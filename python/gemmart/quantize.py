@@ -184,7 +184,7 @@ def facts_of(file: _core.Gguf, *, has_imatrix: bool) -> Facts:
 
 
 def open_gguf(source: ModelSource) -> _core.Gguf:
-    return _core.Gguf(str(source.path), source.offset, source.length)
+    return _core.Gguf(*source.parts)
 
 
 def check_format(option: str, name: str | None) -> str | None:

@@ -32,6 +32,8 @@ COMMANDS = (
     "quantize",
     "imatrix",
     "perplexity",
+    "pack",
+    "unpack",
     "doctor",
     "config",
     "completion",

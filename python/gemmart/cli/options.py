@@ -257,6 +257,11 @@ context_options = options(
         },
     ),
 )
+output_options = options(
+    "Output",
+    (("-o", "--out"), {"required": True, "setting": False, "metavar": "FILE", "help": "The file to write."}),
+    (("--force",), flag("Replace it where it exists.", setting=False)),
+)
 message_options = options(
     "Messages",
     (("-v", "--verbose"), {"count": True, "help": "More messages on stderr; -vv also shows where an error arose."}),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemmart.cli.models import load_model, load_options, model_and_rest
+from gemmart.cli.models import load_model, load_options, model_and_rest, resolve_model
 from gemmart.cli.options import (
     MODEL,
     Command,
@@ -45,6 +45,13 @@ INTERRUPTED = 130
 @click.command("run", cls=Command, options_metavar="[options]")
 @click.argument("arguments", nargs=-1, type=MODEL, metavar='[MODEL] ["PROMPT"]')
 @model_options
+@options(
+    "Model",
+    (
+        ("--use-args",),
+        flag("Take the flags that the model's archive carries, unless others are typed.", setting=False),
+    ),
+)
 @options(
     "Prompt",
     (("-p", "--prompt"), {"setting": False, "metavar": "TEXT", "help": "The prompt; with --chat the system prompt."}),
@@ -119,6 +126,10 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
     from gemmart.terminal import Output
 
     messages = messages_of(given)
+    if given["use_args"]:
+        from gemmart.cli import packed
+
+        packed.use(resolve_model(model_and_rest(arguments, given)[0], given, messages), given)
     model_name, prompt, system = _prompt(arguments, given, messages)
     if prompt is None and given["as_json"]:
         raise click.UsageError("--json: needs a prompt")
