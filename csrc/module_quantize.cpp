@@ -77,14 +77,14 @@ Bytes quantize_tensor(const GgufFile& file, const std::string& name, const std::
     const uint64_t offset = tensor->offset + first_row * stored_row;
     py::gil_scoped_release release;
     if (format.dtype == tensor->dtype) {
-        file.read(offset, dst, n_rows * stored_row);
+        file.bytes().read(offset, dst, n_rows * stored_row);
         return out;
     }
     quantize_rows(
         format.dtype, name, first_row, n_rows, n_cols,
         [&](int64_t i, float* row) {
             std::vector<std::byte> raw(stored_row);
-            file.read(offset + i * stored_row, raw.data(), stored_row);
+            file.bytes().read(offset + i * stored_row, raw.data(), stored_row);
             stored.decode(raw.data(), row, n_cols);
             return row;
         },

@@ -747,7 +747,7 @@ def test_a_disk_that_is_full_keeps_nothing(folder: Path, tmp_path: Path, monkeyp
 
 def test_a_place_that_cannot_be_written(folder: Path, tmp_path: Path, out: Path) -> None:
     out.write_bytes(b"precious")
-    with pytest.raises(InvalidRequest, match="is there already; --force replaces it"):
+    with pytest.raises(InvalidRequest, match="exists already; replace it with --force"):
         convert(folder, out)
     (folder / "model.safetensors").rename(folder / "kept")
     with pytest.raises(ModelNotFound):

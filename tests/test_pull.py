@@ -21,9 +21,9 @@ from conftest import Tiny
 from faulty_server import Hub, Site
 from gemmart import errors
 from gemmart.sources import hub, installed, resolve, shortnames, store, urls
+from program import small_disk
 from test_archives import Packed, data_of, zipped
 from test_parts import slices, split
-from program import small_disk
 from test_sources import files_under, home
 
 __all__ = ["home"]  # a fixture, for every test here

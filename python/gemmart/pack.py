@@ -12,18 +12,18 @@ Any ZIP tool reads it, and so does `gemmart.load`.
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 import sysconfig
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from gemmart.errors import InvalidRequest, UnsupportedModel
+from gemmart.new_file import check_target, new_file
 from gemmart.progress import Progress, no_progress
 from gemmart.sources import ModelSource, store
 from gemmart.sources.parts import Parts
@@ -50,33 +50,38 @@ def pack(
     """Write the executable file `out`. arguments: flags of `gemmart run`. with_runtime: carry gemmart too. force:
     replace what is there.
 
-    Raises InvalidRequest where `out` exists or an installation cannot be carried, UnsupportedModel for a split model,
-    DiskFull."""
+    Raises InvalidRequest where `out` exists or cannot be, or where an installation cannot be carried, UnsupportedModel
+    for a split model, DiskFull."""
     for argument in arguments:
         if "\n" in argument:
             raise InvalidRequest(f"arguments: {argument!r} has a newline, which cannot be packed")
     runtime = list(_runtime()) if with_runtime else []
     needed = source.length + sum(path.stat().st_size for _, path in runtime)
-    with _one_file(source) as model, _replacing(out, needed, force) as file:
+    target = check_target(out, force=force, source=source.path)
+    store.require_space(target.parent, needed)
+    with _one_file(source) as model, new_file(target, force=force, n_bytes=needed) as path, path.open("wb") as file:
         file.write(START)
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("__main__.py", resources.files("gemmart").joinpath("packed_main.py").read_bytes())
             archive.writestr(".args", "".join(f"{argument}\n" for argument in [*arguments, "..."]))
             if runtime:
                 archive.writestr(f"{RUNTIME}about.json", json.dumps(about_runtime()))
-            for name, path in runtime:
-                archive.write(path, RUNTIME + name, zipfile.ZIP_DEFLATED)
+            for name, installed in runtime:
+                archive.write(installed, RUNTIME + name, zipfile.ZIP_DEFLATED)
             entry = zipfile.ZipInfo(f"{source.name}.gguf")
             entry.external_attr = 0o644 << 16
             entry.extra = _padding(file.tell() + 30 + len(entry.filename.encode()) + ZIP64_BYTES)
             with archive.open(entry, "w", force_zip64=True) as data:
                 _copy(model, data, "packing", progress)
-        os.fchmod(file.fileno(), 0o777 & ~_umask())
+    target.chmod(target.stat().st_mode | 0o111)
 
 
 def unpack(source: ModelSource, out: Path, *, force: bool = False, progress: Progress = no_progress) -> None:
     """Write the model of an archive, or of slices, as a GGUF file of its own. Raises as pack() does."""
-    with _one_file(source) as model, _replacing(out, source.length, force) as file:
+    target = check_target(out, force=force, source=source.path)
+    store.require_space(target.parent, source.length)
+    size = source.length
+    with _one_file(source) as model, new_file(target, force=force, n_bytes=size) as path, path.open("wb") as file:
         _copy(model, file, "unpacking", progress)
 
 
@@ -99,28 +104,6 @@ def _one_file(source: ModelSource) -> Iterator[Parts]:
         yield model
 
 
-@contextmanager
-def _replacing(out: Path, needed: int, force: bool) -> Iterator[BinaryIO]:
-    """A new file that becomes `out` when all went well, and nothing otherwise."""
-    if out.exists() and not force:
-        raise InvalidRequest(f"{out}: exists; --force replaces it")
-    if not out.parent.is_dir():
-        raise InvalidRequest(f"{out.parent}: no such folder")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with store.writing(out.parent, needed):
-        store.require_space(out.parent, needed)
-        try:
-            with partial.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
-            store.sync_folder(out.parent)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-
 def _copy(model: Parts, to: IO[bytes], what: str, progress: Progress) -> None:
     done = 0
     for chunk in model.chunks():
@@ -133,12 +116,6 @@ def _padding(position: int) -> bytes:
     """An extra field after which data that would begin at `position` does so at a multiple of ALIGNMENT."""
     length = -(position + 4) % ALIGNMENT
     return struct.pack("<HH", PADDING_FIELD, length) + bytes(length)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _runtime() -> Iterator[tuple[str, Path]]:

@@ -9,9 +9,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from math import prod
@@ -27,8 +25,9 @@ from gemmart.convert.safetensors import read_checkpoint
 from gemmart.convert.tokenizer import add_tokenizer
 from gemmart.convert.weights import TYPES, announce_tensors, stored_type, write_tensors
 from gemmart.errors import InvalidRequest, ModelFormatError
+from gemmart.new_file import check_target, new_file
 from gemmart.progress import Progress, no_progress
-from gemmart.sources.store import require_space, sync_folder, writing
+from gemmart.sources.store import require_space
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -60,8 +59,7 @@ def convert(
 
     if type not in (*TYPES, "auto"):
         raise InvalidRequest(f"type is {type!r}, expected {', '.join(TYPES)} or auto; `gemmart quantize` makes others")
-    out = Path(out).expanduser()
-    _require_place(out, force)
+    target = check_target(out, force=force)
 
     source = ModelFolder(folder)
     family, config = families.family_of(source.json("config.json"), str(source.path / "config.json"))
@@ -76,29 +74,16 @@ def convert(
     divisors = families.rope_divisors(config, size.head_dim) if family.name == "llama" else None
     matrices = stored_type(tensors) if type == "auto" else type
 
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")
-    with closing(GGUFWriter(temporary, family.name)) as writer, _library_warnings(notice):
+    with (
+        new_file(target, force=force) as temporary,
+        closing(GGUFWriter(temporary, family.name)) as writer,
+        _library_warnings(notice),
+    ):
         _add_general(writer, source, sum(prod(tensor.shape) for tensor in tensors), matrices)
         families.add_facts(writer, family, config, size)
         add_tokenizer(writer, source, size.n_vocab, notice)
-        try:
-            with writing(out.parent):
-                _write(writer, source, tensors, matrices, divisors, progress)
-                _require_place(out, force)
-                os.replace(temporary, out)
-                sync_folder(out.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return out
-
-
-def _require_place(out: Path, force: bool) -> None:
-    if out.is_dir():
-        raise InvalidRequest(f"{out}: is a folder; name the file to write, such as {out / 'model.gguf'}")
-    if out.exists() and not force:
-        raise InvalidRequest(f"{out}: is there already; --force replaces it")
-    if not out.parent.is_dir():
-        raise InvalidRequest(f"{out.parent}: there is no such folder")
+        _write(writer, source, tensors, matrices, divisors, progress)
+    return target
 
 
 def _add_general(writer: GGUFWriter, source: ModelFolder, n_parameters: int, matrices: str) -> None:
@@ -151,9 +136,7 @@ def _write(
     if divisors is not None:
         writer.write_tensor_data(divisors)
     write_tensors(writer, tensors, matrices, progress)
-    assert writer.fout is not None
     writer.flush()
-    os.fsync(writer.fout[0].fileno())
 
 
 @contextmanager
