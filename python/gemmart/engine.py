@@ -28,7 +28,7 @@ from gemmart.errors import (
     NumericError,
     OutOfMemory,
 )
-from gemmart.results import Completion, Delta, Timings, TokenLogprob, Usage
+from gemmart.results import Completion, Delta, Prefill, Timings, TokenLogprob, Usage
 from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
 from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
@@ -37,12 +37,13 @@ from gemmart.tokenizer import StreamDecoder, Tokenizer
 LOGIT_BYTES = 256 << 20
 """Most bytes of logits that one step keeps, where a request wants them all."""
 
-Event = Delta | Completion | NDArray[np.float32] | Exception
+Event = Delta | Prefill | Completion | NDArray[np.float32] | Exception
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What to compute, and where its events go: deltas (or arrays of logits), then a Completion or an exception."""
+    """What to compute, and where its events go: how far the prompt is read, deltas (or arrays of logits), then a
+    Completion or an exception."""
 
     prompt: Sequence[int]
     sampling: Settings
@@ -52,6 +53,7 @@ class Request:
     n_logprobs: int | None = None
     ignore_stop_tokens: bool = False
     all_logits: bool = False  # logits of every prompt token instead of an answer
+    salt: int = 0  # only requests of the same salt share computed prefixes
     events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
@@ -207,6 +209,9 @@ class Engine:
                     n_right = sequence.advance(self._context, own, finite, guess)
                     if sequence is lone:
                         lone.speculation.learn(len(guess), n_right, ended)
+                else:
+                    n_prompt = len(sequence.request.prompt)
+                    sequence.request.events.put(Prefill(n_prompt - len(sequence.pending), n_prompt))
             except Exception as error:
                 sequence.fail(_public(error))
         self._remove_finished()
@@ -272,7 +277,7 @@ class _Sequence:
         if request.all_logits:  # a stored prefix has keys and values, but no logits
             self.id, self.n_cached = kv.new_sequence(), 0
         else:
-            self.id, self.n_cached = kv.match_prefix(prompt)
+            self.id, self.n_cached = kv.match_prefix(prompt, request.salt)
         self.pending: list[int] = self._ids[self.n_cached :]
         if request.max_tokens == 0 and not request.all_logits:
             self.finish("length")

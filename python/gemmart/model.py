@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from operator import index
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
 from gemmart.progress import Progress, no_progress
-from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
+from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Prefill
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
 from gemmart.sources import ModelSource, resolve
@@ -30,6 +31,9 @@ from gemmart.speculation import MAX_DRAFT, Draft, Lookup, NewGuesser, check_same
 from gemmart.stops import StopStrings
 from gemmart.template import ChatTemplate, template_source
 from gemmart.tokenizer import Tokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from gemmart.session import Session
 
 SILENT_SECONDS = 1.0
 """How long a model loads before its progress is told, and """
@@ -302,13 +306,15 @@ class Model:
         logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        salt: int = 0,
     ) -> Stream:
         """The same as a Stream of Deltas.
 
         sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in
         the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
         it. logprobs: how many alternatives to report for each token (0 to 20). parse_special: control tokens in the
-        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen.
+        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt: only
+        requests of the same salt share computed prefixes.
 
         Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
         Cancelled (the model was closed)."""
@@ -337,6 +343,7 @@ class Model:
                 stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop or ())),
                 n_logprobs=logprobs,
                 ignore_stop_tokens=ignore_eos,
+                salt=salt,
             )
         )
 
@@ -388,10 +395,23 @@ class Model:
         pieces = self._require_template().render(messages, add_generation_prompt=add_generation_prompt)
         return self._tokenizer.encode_pieces(pieces, bos=True)
 
-    def session(self, system: str | None = None) -> Session:
-        """A conversation that grows turn by turn. Raises TemplateError for a base model."""
+    def session(self, system: str | None = None, *, overflow: str = "error", **options: Any) -> Session:
+        """A conversation that grows turn by turn; options are those of stream(), for every turn. overflow: what happens
+        where a turn would not fit: "error" raises ContextOverflow, "forget" drops the oldest exchanges, so that a
+        quarter of the context, or max_tokens, is left for the answer. Raises TemplateError for a base model."""
+        from gemmart.session import Session
+
         self._require_template()
-        return Session(self, [] if system is None else [{"role": "system", "content": system}])
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        return Session(self, messages, overflow=overflow, **options)
+
+    def restore(self, path: str | PathLike[str], *, notice: Callable[[str], None] | None = None) -> Session:
+        """The conversation that Session.save() wrote. Its keys and values need not be computed again where they are of
+        this very model, computed the same way; otherwise `notice` is called with why not, and they are. The file is not
+        trusted. Raises InvalidRequest, TemplateError."""
+        from gemmart import saved
+
+        return saved.read(path, self, notice or (lambda text: None))
 
     def close(self) -> None:
         """End what runs, free the memory. Closing twice does no harm."""
@@ -434,8 +454,10 @@ class Stream:
         self._result: Completion | Exception | None = None
         self.text = ""
         """What has been read so far."""
+        self.progress: Progress = no_progress
+        """Called, while this is iterated over, with how much of a long prompt is read."""
 
-    def events(self) -> Iterator[Delta | NDArray[np.float32]]:
+    def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
         while self._result is None:
             event = self._request.events.get()
             if isinstance(event, Completion | Exception):
@@ -447,8 +469,15 @@ class Stream:
             raise self._result
 
     def __iter__(self) -> Iterator[Delta]:
+        n_prompt = 0
         for event in self.events():
-            if isinstance(event, Delta):
+            if isinstance(event, Prefill):
+                n_prompt = event.total
+                self.progress("reading prompt", event.done, n_prompt)
+            elif isinstance(event, Delta):
+                if n_prompt:
+                    self.progress("reading prompt", n_prompt, n_prompt)
+                    n_prompt = 0
                 self.text += event.text
                 yield event
 
@@ -459,6 +488,10 @@ class Stream:
         if not isinstance(self._result, Completion):
             raise InternalError("a stream ended without a result")
         return self._result
+
+    def cancel(self) -> None:
+        """Have it end within one step; what comes until then can still be read."""
+        self._model._engine.cancel(self._request)
 
     def close(self) -> None:
         """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
@@ -475,77 +508,6 @@ class Stream:
     def __del__(self) -> None:
         if self._result is None:
             self._request.cancelled = True  # no lock in a finaliser; the engine looks at each step
-
-
-class Session:
-    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what
-    is new."""
-
-    def __init__(self, model: Model, messages: list[Message]) -> None:
-        self._model = model
-        self.messages = messages
-
-    @property
-    def tokens(self) -> list[int]:
-        """The conversation so far as token ids."""
-        return self._model.chat_tokens(self.messages, add_generation_prompt=False) if self.messages else []
-
-    @property
-    def context(self) -> tuple[int, int]:
-        """Tokens used, and tokens in all."""
-        return len(self.tokens), self._model.ctx
-
-    def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
-        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as
-        before."""
-        return self.stream(content, sampling, **options).result()
-
-    def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Stream:
-        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there
-        is of it."""
-        turn = {"role": "user", "content": content}
-        stream = self._model.stream_chat([*self.messages, turn], sampling, **options)
-        return _Turn(stream, self, turn)
-
-    def undo(self, turns: int = 1) -> None:
-        """Forget the last exchanges. Raises InvalidRequest where there are not so many."""
-        first = 1 if self.messages and self.messages[0]["role"] == "system" else 0
-        if turns < 1 or len(self.messages) - first < 2 * turns:
-            raise InvalidRequest(f"turns: {turns}, but the conversation has {(len(self.messages) - first) // 2}")
-        del self.messages[-2 * turns :]
-
-    def fork(self) -> Session:
-        """A second conversation that begins as this one."""
-        return Session(self._model, list(self.messages))
-
-
-class _Turn(Stream):
-    """The stream of one answer, which enters the session's messages when it ends."""
-
-    def __init__(self, stream: Stream, session: Session, turn: Message) -> None:
-        super().__init__(stream._model, stream._request)
-        stream._result = InternalError("taken over by a session's turn")
-        self._session: Session | None = session
-        self._turn = turn
-
-    def events(self) -> Iterator[Delta | NDArray[np.float32]]:
-        yield from super().events()
-        self._enter()
-
-    def close(self) -> None:
-        super().close()
-        self._enter()
-
-    def __del__(self) -> None:
-        super().__del__()
-        self._enter()
-
-    def _enter(self) -> None:
-        """Once: the turn and its answer join the conversation, unless it failed."""
-        session, self._session = self._session, None
-        if session is not None and not isinstance(self._result, Exception):
-            text = self._result.text if isinstance(self._result, Completion) else self.text
-            session.messages += [self._turn, {"role": "assistant", "content": text}]
 
 
 def _context(core: _core.Model, plan: MemoryPlan) -> _core.Context:
