@@ -114,6 +114,15 @@ void register_gguf(py::module_& m) {
         .def("tensors", tensors,
              "The tensors as (name, format, shape, byte offset in the file on disk, bytes); the last size is "
              "contiguous.")
+        .def(
+            "read",
+            [](const GgufFile& file, uint64_t offset, size_t n) {
+                std::string bytes(n, '\0');
+                file.read(offset, bytes.data(), n);
+                return py::bytes(bytes);
+            },
+            py::arg("offset"), py::arg("n"),
+            "`n` bytes from an offset such as tensors() tells. Raises ModelChanged where there are not so many.")
         .def("check_unchanged", &GgufFile::check_unchanged,
              "Raises ModelChanged if the file was modified after it was opened.");
     m.def("formats", list_formats, "The storage formats: (name, GGUF type id, weights a block, bytes a block) each.");

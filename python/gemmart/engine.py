@@ -12,8 +12,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +38,10 @@ from gemmart.tokenizer import StreamDecoder, Tokenizer
 
 LOGIT_BYTES = 256 << 20
 """Most bytes of logits that one step keeps, where a request wants them all."""
+LENT_SECONDS = 0.02
+"""How often a request that waits for lent pages, and for nothing else, looks for them."""
 
+T = TypeVar("T")
 Event = Delta | Prefill | Completion | NDArray[np.float32] | Exception
 
 
@@ -87,6 +92,9 @@ class Engine:
         # adds.
         self._window_pages = _pages(window + _core.KV_SLACK + min(n_batch, _core.KV_CHUNK)) + 2
         self._inbox: deque[Request] = deque()
+        self._jobs: deque[tuple[Callable[[_core.KvCache], object], Future[object]]] = deque()
+        self.lent: dict[int, int] = {}
+        """Pages of the sequences that jobs have opened."""
         self._active: list[_Sequence] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -113,6 +121,18 @@ class Engine:
         """Stop a request; its Completion says "cancelled". What has ended already stays as it is."""
         request.cancelled = True  # the loop runs as long as there is a request, and looks at each step
 
+    def run(self, job: Callable[[_core.KvCache], T]) -> T:
+        """Call `job` with the cache between two steps, on the engine's thread, and return what it returns. Raises what
+        it raises, InvalidRequest."""
+        done: Future[object] = Future()
+        self._check_process()
+        with self._wake:
+            if self._closing:
+                raise InvalidRequest("model: it is closed")
+            self._jobs.append((job, done))
+            self._wake.notify()
+        return cast("T", done.result())
+
     def close(self) -> None:
         """End the loop and free the memory; requests under way fail with Cancelled."""
         if os.getpid() != self._pid:
@@ -131,11 +151,15 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._closing or self._inbox or self._active):
+                while not (self._closing or self._jobs or self._inbox or self._active):
                     self._wake.wait()
                 if self._closing:
                     break
                 self._admit()
+                if not (self._jobs or self._active):
+                    self._wake.wait(LENT_SECONDS)
+                    continue
+            self._do_jobs()
             try:
                 self._step()
             except Exception as error:
@@ -148,7 +172,17 @@ class Engine:
         self._remove_finished()
         for request in self._inbox:
             request.events.put(Cancelled("the model was closed"))
+        for _, done in self._jobs:
+            done.set_exception(InvalidRequest("model: it is closed"))
         del self._context, self._kv, self._guessers
+
+    def _do_jobs(self) -> None:
+        while self._jobs:
+            job, done = self._jobs.popleft()
+            try:
+                done.set_result(job(self._kv))
+            except Exception as error:
+                done.set_exception(error)
 
     def _admit(self) -> None:
         """Take requests from the inbox, in order, while every admitted sequence can grow to its full length; cancelled
@@ -166,9 +200,10 @@ class Engine:
 
     def _overfull(self, request: Request) -> bool:
         """Whether the request and those under way might come to need more pages than there are."""
-        if not self._active:
+        if not (self._active or self.lent):
             return False
         wanted = [s.pages for s in self._active] + [_pages(len(request.prompt) + request.max_tokens)]
+        wanted += self.lent.values()
         windowed = [min(n, self._window_pages) for n in wanted]
         stats = self._kv.stats()
         groups = (stats["global"]["n_pages"], wanted), (stats["windowed"]["n_pages"], windowed)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
+from functools import cached_property, partial
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -44,6 +45,8 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
+FINGERPRINT_BYTES = 4096
+"""Of each tensor."""
 SMALL_DIM = 1024
 """Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576)
 and Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work
@@ -182,6 +185,20 @@ class _ModelFile:
         self.gguf = _core.Gguf(str(source.path), source.offset, source.length)
         self.small = self.facts.info()["dim"] <= SMALL_DIM
 
+    def fingerprint(self) -> str:
+        """A hash that tells models apart: of the metadata, the table of tensors and the beginning of each tensor."""
+        digest = hashlib.sha256()
+        for key in self.gguf.keys():  # noqa: SIM118  it is no mapping
+            value = _value(self.gguf, key)
+            parts = value if isinstance(value, tuple) else (value,)
+            digest.update(key.encode())
+            for part in parts:
+                digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        for name, dtype, shape, offset, n_bytes in self.gguf.tensors():
+            digest.update(repr((name, dtype, shape, n_bytes)).encode())
+            digest.update(self.gguf.read(offset, min(n_bytes, FINGERPRINT_BYTES)))
+        return digest.hexdigest()
+
     def vocabulary(self) -> Vocabulary:
         return read_vocabulary(self.gguf, str(self.path))
 
@@ -213,6 +230,9 @@ class Model:
         progress: Progress,
     ) -> None:
         self.plan = plan
+        self._file = file
+        self.windows = [layer["window"] for layer in file.facts.info()["layers"]]
+        """Of each layer in tokens, 0 = unlimited."""
         self.info = describe(file.gguf, file.facts, file.path)
         self.precise = file.small if precise is None else precise
         status = _core.Loading()
@@ -273,7 +293,7 @@ class Model:
             self._tokenizer,
             n_ctx=plan.ctx,
             n_batch=plan.batch,
-            window=max((layer["window"] for layer in file.facts.info()["layers"]), default=0),
+            window=max(self.windows, default=0),
             guessers=guessers,
             draft_max=draft_max,
         )
@@ -285,6 +305,17 @@ class Model:
     def ctx(self) -> int:
         """Most tokens of a sequence, prompt and answer together."""
         return self.plan.ctx
+
+    @cached_property
+    def computed_by(self) -> dict[str, Any]:
+        """All that keys and values depend on beside the tokens: equal ones are the same bits."""
+        return {
+            "version": _core.version,
+            "model": self._file.fingerprint(),
+            "kv_type": self.plan.kv_type,
+            "isa": self.isa,
+            "precise": self.precise,
+        }
 
     @property
     def has_template(self) -> bool:

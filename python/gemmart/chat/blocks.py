@@ -56,7 +56,7 @@ class Blocks:
         self._code: list[str] = []
 
     def push(self, line: str) -> tuple[list[Block], bool]:
-        """Take a whole line, without its end: what it finishes, and whether it itself is part of what is not finished."""
+        """Take a whole line, without its end: what it finishes, and whether it is part of what is pending."""
         if self._fence is not None:
             return [self._code_line(line)], False
         if not line.strip():
