@@ -27,7 +27,7 @@ class Prefix:
 
 @contextmanager
 def taken_out(engine: Engine, windows: Sequence[int], ids: Sequence[int], salt: int) -> Iterator[Prefix]:
-    """What the cache has of a prefix of `ids`, to be read inside of the block. windows: of each layer, 0 = unlimited."""
+    """What the cache has of a prefix of `ids`, to be read in the block. windows: of each layer, 0 = unlimited."""
 
     def take(kv: _core.KvCache) -> tuple[int, Prefix]:
         seq, n = kv.match_prefix(np.array(ids, np.int32), salt)

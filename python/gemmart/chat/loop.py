@@ -223,7 +223,10 @@ class Chat:
 
     def _write(self, stream: Stream) -> Completion:
         if self.session is None or not self.output.is_terminal or is_dumb():
-            return self.output.answer(stream)
+            try:
+                return self.output.answer(stream)
+            finally:
+                self.output.end_line()
         from gemmart.chat.markdown import MarkdownWriter
 
         writer = MarkdownWriter(self.output.send, color=self.output.color)
