@@ -22,7 +22,7 @@ def clear(chat: Chat, _: str) -> None:
 
 
 def system(chat: Chat, text: str) -> None:
-    """Set the system prompt and begin anew; without TEXT show it.
+    """Set the system prompt and begin anew, or show it.
     /system "" removes it."""
     if not text:
         chat.say(chat.system if chat.system is not None else "there is no system prompt")
@@ -39,8 +39,8 @@ def undo(chat: Chat, _: str) -> None:
 
 
 def forget(chat: Chat, _: str) -> None:
-    """Forget the oldest message and its answer, after the system prompt, to make room.
-    What is left is read anew with the next message, so the answers are those to it alone."""
+    """Forget the oldest message and its answer, for room.
+    The system prompt stays. What is left is read anew with the next message, so the answers are those to it alone."""
     if any(message["role"] == "user" for message in chat.talk.messages):
         chat.talk.forget()
         chat.note(used(chat))
@@ -54,7 +54,7 @@ def regenerate(chat: Chat, _: str) -> None:
 
 
 def edit(chat: Chat, text: str) -> None:
-    """Change the last message and have it answered anew.
+    """Change your last message and have it answered anew.
     Without TEXT it stands at the prompt, to be edited there, or with Ctrl-X Ctrl-E in $EDITOR; left empty, all stays as
     it was."""
     last = next((message["content"] for message in reversed(chat.talk.messages) if message["role"] == "user"), None)
@@ -111,8 +111,9 @@ def stack(chat: Chat, _: str) -> None:
 
 
 def manual(chat: Chat, state: str) -> None:
-    """Write the messages of every role yourself; /regen has the model answer.
-    The prompt names the role, and an empty line changes it: user, assistant, system. off: the model answers again."""
+    """Write the messages of every role yourself.
+    The prompt names the role, and an empty line changes it: user, assistant, system. /regen has the model answer the
+    last message of the user; /manual off ends it."""
     if state not in ("", "on", "off"):
         raise InvalidRequest(f"/manual {state}: expected on or off")
     on = state == "on" or (not state and chat.role is None)

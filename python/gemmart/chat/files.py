@@ -35,7 +35,7 @@ def path_of(text: str, command: str) -> Path:
 
 
 def upload(chat: Chat, text: str) -> None:
-    """Send a text file along with the next message, as a block with its name."""
+    """Send a text file along with your next message."""
     path = path_of(text, "/upload")
     data = read_file(path)
     try:
@@ -75,7 +75,8 @@ def fenced(path: Path, content: str) -> str:
 
 
 def dump(chat: Chat, text: str) -> None:
-    """Print the conversation as the model reads it, with its control tokens, or write it to a new FILE."""
+    """Show the raw conversation, or write it to a new FILE.
+    It is what the model reads, with its control tokens."""
     raw = chat.model.detokenize(chat.talk.tokens, special=True)
     if not text:
         chat.output.write(raw)
@@ -93,9 +94,9 @@ def dump(chat: Chat, text: str) -> None:
 
 
 def save(chat: Chat, text: str) -> None:
-    """Save the conversation with its settings; /load goes on with it, also in another run.
-    What the model computed is saved too, so that it need not be read again; a FILE whose name ends in .json has the
-    messages and settings alone."""
+    """Save the conversation, to go on with it by /load.
+    Its settings are saved too, and what the model computed, so that it need not be read again; a FILE whose name ends in
+    .json has the messages and settings alone."""
     from gemmart import saved
 
     path = path_of(text, "/save")
@@ -111,7 +112,7 @@ def save(chat: Chat, text: str) -> None:
 
 
 def load(chat: Chat, text: str) -> None:
-    """Go on with a saved conversation, in the place of this one."""
+    """Go on with a saved conversation instead of this one."""
     session = chat.model.restore(path_of(text, "/load"), notice=chat.messages.warn)
     chat.adopt(session)
 
@@ -129,7 +130,8 @@ def copy(chat: Chat, _: str) -> None:
 
 
 def history(chat: Chat, what: str) -> None:
-    """Show what was typed last; import takes in an old ~/.llamafile_history, once."""
+    """Show what was typed last.
+    import takes in an old ~/.llamafile_history, once."""
     path = chat.history
     if path is None:
         raise InvalidRequest("no history is kept (--no-history)")

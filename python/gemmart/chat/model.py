@@ -32,13 +32,15 @@ def stats(chat: Chat, _: str) -> None:
 
 
 def template(chat: Chat, _: str) -> None:
-    """Show the chat template exactly as the model has it; /dump shows what it makes of this conversation."""
+    """Show the chat template exactly as the model has it.
+    /dump shows what it makes of this conversation."""
     chat.say(chat.model.info.chat_template or "")
 
 
 def set_(chat: Chat, text: str) -> None:
-    """Set how tokens are chosen: temperature, top_k, top_p, min_p, max_tokens, seed, stop …; without VALUE show it.
-    VALUE "default" is the model's own. stop takes one text, or several as ["A", "B"]; logit_bias takes {"ID": BIAS}."""
+    """Set how tokens are chosen, or show it.
+    NAME is temperature, top_k, top_p, min_p, max_tokens, seed, stop or another that /set alone lists. VALUE "default" is
+    the model's own. stop takes one text, or several as ["A", "B"]; logit_bias takes {"ID": BIAS}."""
     name, _, value = text.removeprefix("parameter ").partition(" ")
     name, value = SHORT.get(name, name), value.strip()
     if not name:
@@ -103,7 +105,7 @@ def _biases(value: Any) -> dict[int, float]:
 
 
 def switch(chat: Chat, ref: str) -> None:
-    """Go on with another model; without MODEL show this one.
+    """Go on with another model, or show this one.
     The conversation is kept. Where the other model cannot be loaded, all stays as it was; both are in memory for a
     moment."""
     if not ref:
