@@ -140,9 +140,10 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would wait for ever
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise InvalidRequest(f"{path}: is no regular file")
     with open(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InvalidRequest(f"{path}: is no regular file")
         yield file
 
 

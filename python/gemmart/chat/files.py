@@ -95,8 +95,8 @@ def dump(chat: Chat, text: str) -> None:
 
 def save(chat: Chat, text: str) -> None:
     """Save the conversation, to go on with it by /load.
-    Its settings are saved too, and what the model computed, so that it need not be read again; a FILE whose name ends in
-    .json has the messages and settings alone."""
+    Its settings are saved too, and what the model computed, so that it need not be read again; a FILE whose name ends
+    in .json has the messages and settings alone."""
     from gemmart import saved
 
     path = path_of(text, "/save")

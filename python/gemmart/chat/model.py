@@ -39,8 +39,8 @@ def template(chat: Chat, _: str) -> None:
 
 def set_(chat: Chat, text: str) -> None:
     """Set how tokens are chosen, or show it.
-    NAME is temperature, top_k, top_p, min_p, max_tokens, seed, stop or another that /set alone lists. VALUE "default" is
-    the model's own. stop takes one text, or several as ["A", "B"]; logit_bias takes {"ID": BIAS}."""
+    NAME is temperature, top_k, top_p, min_p, max_tokens, seed, stop or another that /set alone lists. VALUE "default"
+    is the model's own. stop takes one text, or several as ["A", "B"]; logit_bias takes {"ID": BIAS}."""
     name, _, value = text.removeprefix("parameter ").partition(" ")
     name, value = SHORT.get(name, name), value.strip()
     if not name:
