@@ -235,6 +235,8 @@ class Model:
         """Of each layer in tokens, 0 = unlimited."""
         self.info = describe(file.gguf, file.facts, file.path)
         self.precise = file.small if precise is None else precise
+        self.chat_template = self.info.chat_template if template is None else template_source(template)
+        """The one in force; None for a base model."""
         status = _core.Loading()
         # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
         with ThreadPoolExecutor(1, "gemmart-load") as thread:
@@ -257,7 +259,7 @@ class Model:
                     for id in (vocabulary.bos, vocabulary.eos)
                 ]
                 self._template = ChatTemplate.for_model(
-                    self.info.chat_template if template is None else template_source(template),
+                    self.chat_template,
                     self.info.family,
                     bos=names[0],
                     eos=names[1],

@@ -105,6 +105,10 @@ class Blocks:
         self._listing = is_item or (self._listing and indent > 0)
         return [Text("\n".join(line[indent:] for line in lines), indent, self._apart())]
 
+    def take_gap(self) -> bool:
+        """Whether an empty line stands between what is finished and what comes now; it is not told again."""
+        return not (self._first or self._pending or self._fence) and self._apart()
+
     def _apart(self) -> bool:
         apart = (self._blank or self._parted) and not self._first
         self._blank = self._parted = self._first = False

@@ -62,11 +62,9 @@ class MarkdownWriter:
         """More of the answer."""
         *lines, rest = text.translate(SHOWN).split("\n")
         for line in lines:
-            self._line += line
-            self._tail.put(line)
+            self._put(line)
             self._end_line()
-        self._line += rest
-        self._tail.put(rest)
+        self._put(rest)
 
     def finish(self) -> None:
         """The end of the answer; the next text stands on a line of its own."""
@@ -74,6 +72,13 @@ class MarkdownWriter:
         if not self._replace(self._blocks.finish(line)) and not self._tail.at_line_start:
             self._write("\n")
         self._tail.clear()
+
+    def _put(self, text: str) -> None:
+        """Part of a line."""
+        if self._tail.empty and text.strip() and self._blocks.take_gap():
+            self._write("\n")
+        self._line += text
+        self._tail.put(text)
 
     def _end_line(self) -> None:
         line, self._line = self._line, ""

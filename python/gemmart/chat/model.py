@@ -34,7 +34,7 @@ def stats(chat: Chat, _: str) -> None:
 def template(chat: Chat, _: str) -> None:
     """Show the chat template exactly as the model has it.
     /dump shows what it makes of this conversation."""
-    chat.say(chat.model.info.chat_template or "")
+    chat.say(chat.model.chat_template or "")
 
 
 def set_(chat: Chat, text: str) -> None:

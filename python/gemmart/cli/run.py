@@ -175,6 +175,8 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
+        if system is not None and given["resume"] is not None:
+            raise click.UsageError("--system, --resume: a saved conversation has its own system prompt")
         if prompt is None:
             from gemmart.chat import Chat
             from gemmart.chat.history import history_path
@@ -188,7 +190,7 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
                 history=history_path() if given["history"] else None,
                 overflow=given["overflow"],
                 resume=given["resume"],
-                load_model=lambda ref: load_model(ref, given, messages, ngl=ngl, **more),
+                load_model=lambda ref: load_model(ref, given, messages, **{**more, "template": None, "draft": None}),
             ).run()
         return _answer(model, prompt, system, generation, given, messages)
 
