@@ -253,7 +253,8 @@ struct KvCache::Impl {
         settle(node);
     }
 
-    // The sequence's page `i` became full: stores it, or takes the page that is stored for the same tokens.
+    // The sequence's page `i` became full: stores it, or takes the page that is stored for the same tokens. Of a
+    // restored sequence, a windowed one may be given back.
     void register_page(Sequence& s, int i) {
         auto [it, is_new] = nodes.try_emplace(NodeKey(s.node, s.salt, s.ids, i));
         Node* node = &it->second;
@@ -263,6 +264,7 @@ struct KvCache::Impl {
         }
         for (int g : groups) {
             int32_t& id = s.pages[g][i];
+            if (id == kGivenBack) continue;
             if (node->page[g] == kNone) {
                 store(node, g, id);
             } else {
@@ -412,6 +414,30 @@ KvCache::Match KvCache::match_prefix(std::span<const int32_t> ids, uint64_t salt
         }
     }
     return {m.add(std::move(s)), length};
+}
+
+int KvCache::restore(int n, int held_from, uint64_t salt) {
+    Impl& m = *impl_;
+    const int n_pages = n / kPageTokens;
+    check<std::invalid_argument>(n > 0 && n % kPageTokens == 0, "n is ", n, ", expected whole pages of ", kPageTokens,
+                                 " tokens");
+    check<std::invalid_argument>(held_from >= 0 && held_from <= n_pages, "held_from is ", held_from, ", expected 0 to ",
+                                 n_pages);
+    const int first[2] = {0, held_from};
+    for (int g : m.groups)
+        check<OutOfMemory>(n_pages - first[g] <= m.pools[g].n_available(), "the KV cache is full: ", n,
+                           " restored tokens need ", n_pages - first[g], " pages of ", kPageTokens, " tokens, ",
+                           m.pools[g].n_available(), " of ", m.pools[g].pages.size(), " are available");
+    Sequence s;
+    s.salt = salt;
+    s.writable = n;
+    if (m.has(Windowed)) s.held_from = held_from;
+    for (int g : m.groups) {
+        while (static_cast<int64_t>(m.pools[g].free.size()) < n_pages - first[g]) m.evict_oldest(g);
+        s.pages[g].assign(first[g], kGivenBack);
+        while (static_cast<int>(s.pages[g].size()) < n_pages) s.pages[g].push_back(m.take(g));
+    }
+    return m.add(std::move(s));
 }
 
 void KvCache::free(int seq) {

@@ -70,6 +70,10 @@ class KvCache {
         int length;
     };
     Match match_prefix(std::span<const int32_t> ids, uint64_t salt);
+    // A new sequence whose positions [0, n) are writable until commit(), n whole pages, of whose windowed pages the
+    // first `held_from` are given back: for keys and values that were computed before and are to be copied in. Throws
+    // OutOfMemory as reserve() does.
+    int restore(int n, int held_from, uint64_t salt);
     void free(int seq);  // its full pages stay cached until their space is wanted
 
     // Makes positions [length, length + n) writable until commit() or trim(); throws OutOfMemory (and changes nothing)

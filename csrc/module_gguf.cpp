@@ -140,6 +140,15 @@ void register_gguf(py::module_& m) {
              "The tensors as (name, format, shape, offset, bytes); the last size is contiguous; the offset counts from "
              "the first byte of the first part.")
         .def(
+            "read",
+            [](const GgufFile& file, uint64_t offset, size_t n) {
+                std::string bytes(n, '\0');
+                file.bytes().read(offset, bytes.data(), n);
+                return py::bytes(bytes);
+            },
+            py::arg("offset"), py::arg("n"),
+            "`n` bytes from an offset such as tensors() tells. Raises ModelChanged where there are not so many.")
+        .def(
             "check_unchanged", [](const GgufFile& file) { file.bytes().check_unchanged(); },
             "Raises ModelChanged if a file was modified after it was opened.");
     m.def("formats", list_formats, "The storage formats: (name, GGUF type id, weights a block, bytes a block) each.");

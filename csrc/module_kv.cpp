@@ -88,6 +88,10 @@ void register_kv(py::module_& m) {
             "ids"_a, "salt"_a = 0,
             "(id, length) of a new sequence with the longest prefix of `ids` (int32 [n]) that is stored under `salt`: "
             "whole pages, at most n - 1 tokens.")
+        .def("restore", &KvCache::restore, "n"_a, "held_from"_a, "salt"_a,
+             "A new sequence with the positions [0, n), whole pages, writable through page_view() until commit(); of "
+             "its "
+             "windowed pages the first `held_from` are given back. Raises OutOfMemory, InvalidRequest.")
         .def("free", &KvCache::free, "seq"_a, "Closes a sequence; its full pages stay stored until space is wanted.")
         .def("reserve", &KvCache::reserve, "seq"_a, "n"_a,
              "Makes the next `n` positions writable. Raises OutOfMemory and changes nothing where pages are missing.")

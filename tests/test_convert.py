@@ -783,7 +783,7 @@ def test_the_command(folder: Path, gemma: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr.decode() == f"{out}: {out.stat().st_size:,} bytes\n"
     assert program.run("run", out, "hello", "-n", "4", home=tmp_path).returncode == 0
-    assert "is there already; --force" in failure(run(folder, out), 2)
+    assert "exists already; replace it with --force" in failure(run(folder, out), 2)
     assert run(folder, out, "--force", "-q").stderr == b""
 
     new = tmp_path / "new.gguf"

@@ -514,3 +514,49 @@ def test_mistakes_are_named() -> None:
             _core.KvCache(**{**good, name: value})
     with pytest.raises(OutOfMemory, match="cannot reserve the KV cache"):
         _core.KvCache(**{**good, "layers": [(1 << 20, 1 << 16, 0)] * 8, "n_tokens": 2**31 - 1})
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_restored_pages_are_a_stored_prefix(kind: str) -> None:
+    h = Harness(LAYERS[kind], n_tokens=1024, n_sequences=1, slack=16)
+    ids = [token % 50 for token in range(8 * PAGE)]
+    held_from = h.seen_from(len(ids) - h.slack) // PAGE if "windowed" in h.groups else 0
+    seq = h.cache.restore(len(ids), held_from, 7)
+    assert h.cache.length(seq) == 0
+    s = Sequence(7)
+    marks = h.next_marks(s, ids)
+    for group in h.groups:
+        pages = h.cache.pages(seq, group)
+        for i, page in enumerate(pages.tolist()):
+            assert (page == -1) == (group == "windowed" and i < held_from)
+            for layer in h.layers_of(group) if page != -1 else ():
+                for at in range(PAGE):
+                    h.marks(layer, page)[at] = marks[i * PAGE + at] + layer
+    h.cache.commit(seq, np.array(ids, np.int32))
+    h.cache.free(seq)
+    matched, length = h.cache.match_prefix(np.array([*ids, 1], np.int32), 7)
+    assert length == len(ids)
+    for group in h.groups:
+        pages = h.cache.pages(matched, group)
+        first = held_from if group == "windowed" else 0
+        for i in range(first, len(pages)):
+            for layer in h.layers_of(group):
+                assert h.marks(layer, pages[i]).tolist() == [m + layer for m in marks[i * PAGE : (i + 1) * PAGE]]
+    h.cache.free(matched)
+    assert h.cache.match_prefix(np.array([*ids, 1], np.int32), 8)[1] == 0
+    # A prefix whose window was not restored is not usable.
+    short = h.cache.match_prefix(np.array([*ids[: 3 * PAGE], 1], np.int32), 7)[1]
+    assert short == (3 * PAGE if kind == "global" else 0)
+
+
+def test_restore_refuses_what_does_not_fit() -> None:
+    cache = Harness(LAYERS["mixed"], n_tokens=4 * PAGE, n_sequences=1, slack=16).cache
+    before = cache.stats()
+    for n, held_from in ((0, 0), (PAGE - 1, 0), (-PAGE, 0), (PAGE, -1), (PAGE, 2)):
+        with pytest.raises(InvalidRequest):
+            cache.restore(n, held_from, 0)
+    with pytest.raises(OutOfMemory, match="5 pages"):
+        cache.restore(5 * PAGE, 5, 0)
+    assert cache.stats() == before
+    cache.free(cache.restore(4 * PAGE, 2, 0))  # given up before the commit
+    assert cache.stats() == before

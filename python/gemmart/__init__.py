@@ -35,9 +35,10 @@ if TYPE_CHECKING:
         TruncatedModel,
         UnsupportedModel,
     )
-    from gemmart.model import Model, Session, Stream, devices, load, plan
+    from gemmart.model import Model, Stream, devices, load, plan
     from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
     from gemmart.sampling import Sampling
+    from gemmart.session import Session
     from gemmart.sources import pull
 
 # Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
@@ -47,9 +48,10 @@ _HOMES = {
         "InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError "
         "TemplateLimit TruncatedModel UnsupportedModel"
     ),
-    "model": "Model Session Stream devices load plan",
+    "model": "Model Stream devices load plan",
     "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",
     "sampling": "Sampling",
+    "session": "Session",
     "sources": "pull",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -12,7 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ from gemmart.errors import (
     NumericError,
     OutOfMemory,
 )
-from gemmart.results import Completion, Delta, Timings, TokenLogprob, Usage
+from gemmart.results import Completion, Delta, Prefill, Timings, TokenLogprob, Usage
 from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
 from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
@@ -35,13 +37,17 @@ from gemmart.tokenizer import StreamDecoder, Tokenizer
 
 LOGIT_BYTES = 256 << 20
 """Most bytes of logits that one step keeps, where a request wants them all."""
+LENT_SECONDS = 0.02
+"""How often a request that waits for lent pages, and for nothing else, looks for them."""
 
-Event = Delta | Completion | NDArray[np.float32] | Exception
+T = TypeVar("T")
+Event = Delta | Prefill | Completion | NDArray[np.float32] | Exception
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What to compute, and where its events go: deltas (or arrays of logits), then a Completion or an exception."""
+    """What to compute, and where its events go: how far the prompt is read, deltas (or arrays of logits), then a
+    Completion or an exception."""
 
     emit: Callable[[Event], object]  # called on the engine's thread; must neither block nor raise
     prompt: Sequence[int]
@@ -85,6 +91,9 @@ class Engine:
         # adds.
         self._window_pages = _pages(window + _core.KV_SLACK + min(n_batch, _core.KV_CHUNK)) + 2
         self._inbox: deque[Request] = deque()
+        self._jobs: deque[tuple[Callable[[_core.KvCache], object], Future[object]]] = deque()
+        self.lent: dict[int, int] = {}
+        """Pages of the sequences that jobs have opened."""
         self._active: list[_Sequence] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -121,6 +130,18 @@ class Engine:
         """Requests that are not yet admitted."""
         return len(self._inbox)
 
+    def run(self, job: Callable[[_core.KvCache], T]) -> T:
+        """Call `job` with the cache between two steps, on the engine's thread, and return what it returns. Raises what
+        it raises, InvalidRequest."""
+        done: Future[object] = Future()
+        self._check_process()
+        with self._wake:
+            if self._closing:
+                raise InvalidRequest("model: it is closed")
+            self._jobs.append((job, done))
+            self._wake.notify()
+        return cast("T", done.result())
+
     def close(self) -> None:
         """End the loop and free the memory; requests under way fail with Cancelled."""
         if os.getpid() != self._pid:
@@ -139,11 +160,15 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._closing or self._inbox or self._active):
+                while not (self._closing or self._jobs or self._inbox or self._active):
                     self._wake.wait()
                 if self._closing:
                     break
                 self._admit()
+                if not (self._jobs or self._active):
+                    self._wake.wait(LENT_SECONDS)
+                    continue
+            self._do_jobs()
             try:
                 self._step()
             except Exception as error:
@@ -156,7 +181,17 @@ class Engine:
         self._remove_finished()
         for request in self._inbox:
             request.emit(Cancelled("the model was closed"))
+        for _, done in self._jobs:
+            done.set_exception(InvalidRequest("model: it is closed"))
         del self._context, self._kv, self._guessers
+
+    def _do_jobs(self) -> None:
+        while self._jobs:
+            job, done = self._jobs.popleft()
+            try:
+                done.set_result(job(self._kv))
+            except Exception as error:
+                done.set_exception(error)
 
     def _admit(self) -> None:
         """Take requests from the inbox, in order, while every admitted sequence can grow to its full length; cancelled
@@ -174,9 +209,10 @@ class Engine:
 
     def _overfull(self, request: Request) -> bool:
         """Whether the request and those under way might come to need more pages than there are."""
-        if not self._active:
+        if not (self._active or self.lent):
             return False
         wanted = [s.pages for s in self._active] + [_pages(len(request.prompt) + request.max_tokens)]
+        wanted += self.lent.values()
         windowed = [min(n, self._window_pages) for n in wanted]
         stats = self._kv.stats()
         groups = (stats["global"]["n_pages"], wanted), (stats["windowed"]["n_pages"], windowed)
@@ -217,6 +253,9 @@ class Engine:
                     n_right = sequence.advance(self._context, own, finite, guess)
                     if sequence is lone:
                         lone.speculation.learn(len(guess), n_right, ended)
+                else:
+                    n_prompt = len(sequence.request.prompt)
+                    sequence.request.emit(Prefill(n_prompt - len(sequence.pending), n_prompt))
             except Exception as error:
                 sequence.fail(_public(error))
         self._remove_finished()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
+from functools import cached_property, partial
 from operator import index
+from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -23,7 +25,7 @@ from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
 from gemmart.progress import Progress, no_progress
-from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo
+from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Prefill
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
 from gemmart.sources import ModelSource, resolve
@@ -35,6 +37,7 @@ from gemmart.tokenizer import Tokenizer, Vocabulary
 if TYPE_CHECKING:
     from gemmart.server.app import App
     from gemmart.server.running import RunningServer
+    from gemmart.session import Session
 
 SILENT_SECONDS = 1.0
 """How long a model loads before its progress is told, and """
@@ -45,6 +48,8 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
+FINGERPRINT_BYTES = 4096
+"""Of each tensor."""
 SMALL_DIM = 1024
 """Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576)
 and Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work
@@ -184,6 +189,20 @@ class _ModelFile:
         self.gguf = _core.Gguf(*source.parts)
         self.small = self.facts.info()["dim"] <= SMALL_DIM
 
+    def fingerprint(self) -> str:
+        """A hash that tells models apart: of the metadata, the table of tensors and the beginning of each tensor."""
+        digest = hashlib.sha256()
+        for key in self.gguf.keys():  # noqa: SIM118  it is no mapping
+            value = _value(self.gguf, key)
+            parts = value if isinstance(value, tuple) else (value,)
+            digest.update(key.encode())
+            for part in parts:
+                digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        for name, dtype, shape, offset, n_bytes in self.gguf.tensors():
+            digest.update(repr((name, dtype, shape, n_bytes)).encode())
+            digest.update(self.gguf.read(offset, min(n_bytes, FINGERPRINT_BYTES)))
+        return digest.hexdigest()
+
     def vocabulary(self) -> Vocabulary:
         return read_vocabulary(self.gguf, str(self.path))
 
@@ -215,8 +234,13 @@ class Model:
         progress: Progress,
     ) -> None:
         self.plan = plan
+        self._file = file
+        self.windows = [layer["window"] for layer in file.facts.info()["layers"]]
+        """Of each layer in tokens, 0 = unlimited."""
         self.info = describe(file.gguf, file.facts, file.source)
         self.precise = file.small if precise is None else precise
+        self.chat_template = self.info.chat_template if template is None else template_source(template)
+        """The one in force; None for a base model."""
         status = _core.Loading()
         # The tokenizer of 262,144 tokens takes half a second of Python while the weights are read.
         with ThreadPoolExecutor(1, "gemmart-load") as thread:
@@ -239,7 +263,7 @@ class Model:
                     for id in (vocabulary.bos, vocabulary.eos)
                 ]
                 self._template = ChatTemplate.for_model(
-                    self.info.chat_template if template is None else template_source(template),
+                    self.chat_template,
                     self.info.family,
                     bos=names[0],
                     eos=names[1],
@@ -275,7 +299,7 @@ class Model:
             self._tokenizer,
             n_ctx=plan.ctx,
             n_batch=plan.batch,
-            window=max((layer["window"] for layer in file.facts.info()["layers"]), default=0),
+            window=max(self.windows, default=0),
             guessers=guessers,
             draft_max=draft_max,
         )
@@ -287,6 +311,17 @@ class Model:
     def ctx(self) -> int:
         """Most tokens of a sequence, prompt and answer together."""
         return self.plan.ctx
+
+    @cached_property
+    def computed_by(self) -> dict[str, Any]:
+        """All that keys and values depend on beside the tokens: equal ones are the same bits."""
+        return {
+            "version": _core.version,
+            "model": self._file.fingerprint(),
+            "kv_type": self.plan.kv_type,
+            "isa": self.isa,
+            "precise": self.precise,
+        }
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -312,13 +347,15 @@ class Model:
         logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        salt: int = 0,
     ) -> Stream:
         """The same as a Stream of Deltas.
 
         sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in
         the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
         it. logprobs: how many alternatives to report for each token (0 to 20). parse_special: control tokens in the
-        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen.
+        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt: only
+        requests of the same salt share computed prefixes.
 
         Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
         Cancelled (the model was closed)."""
@@ -458,10 +495,23 @@ class Model:
         )
         return self._tokenizer.encode_pieces(pieces, bos=True)
 
-    def session(self, system: str | None = None) -> Session:
-        """A conversation that grows turn by turn. Raises TemplateError for a base model."""
+    def session(self, system: str | None = None, *, overflow: str = "error", **options: Any) -> Session:
+        """A conversation that grows turn by turn; options are those of stream(), for every turn. overflow: what happens
+        where a turn would not fit: "error" raises ContextOverflow, "forget" drops the oldest exchanges, so that a
+        quarter of the context, or max_tokens, is left for the answer. Raises TemplateError for a base model."""
+        from gemmart.session import Session
+
         self._require_template()
-        return Session(self, [] if system is None else [{"role": "system", "content": system}])
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        return Session(self, messages, overflow=overflow, **options)
+
+    def restore(self, path: str | PathLike[str], *, notice: Callable[[str], None] | None = None) -> Session:
+        """The conversation that Session.save() wrote. Its keys and values need not be computed again where they are of
+        this very model, computed the same way; otherwise `notice` is called with why not, and they are. The file is not
+        trusted. Raises InvalidRequest, TemplateError."""
+        from gemmart import saved
+
+        return saved.read(path, self, notice or (lambda text: None))
 
     def asgi(self, **options: Any) -> App:
         """The HTTP server as an ASGI application, for another program to run; the options are those of
@@ -541,8 +591,10 @@ class Stream:
         self._result: Completion | Exception | None = None
         self.text = ""
         """What has been read so far."""
+        self.progress: Progress = no_progress
+        """Called, while this is iterated over, with how much of a long prompt is read."""
 
-    def events(self) -> Iterator[Delta | NDArray[np.float32]]:
+    def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
         while self._result is None:
             event = self._events.get()
             if isinstance(event, Completion | Exception):
@@ -554,8 +606,15 @@ class Stream:
             raise self._result
 
     def __iter__(self) -> Iterator[Delta]:
+        n_prompt = 0
         for event in self.events():
-            if isinstance(event, Delta):
+            if isinstance(event, Prefill):
+                n_prompt = event.total
+                self.progress("reading prompt", event.done, n_prompt)
+            elif isinstance(event, Delta):
+                if n_prompt:
+                    self.progress("reading prompt", n_prompt, n_prompt)
+                    n_prompt = 0
                 self.text += event.text
                 yield event
 
@@ -566,6 +625,10 @@ class Stream:
         if not isinstance(self._result, Completion):
             raise InternalError("a stream ended without a result")
         return self._result
+
+    def cancel(self) -> None:
+        """Have it end within one step; what comes until then can still be read."""
+        self._model._engine.cancel(self._request)
 
     def close(self) -> None:
         """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
@@ -582,77 +645,6 @@ class Stream:
     def __del__(self) -> None:
         if self._result is None:
             self._request.cancelled = True  # no lock in a finaliser; the engine looks at each step
-
-
-class Session:
-    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what
-    is new."""
-
-    def __init__(self, model: Model, messages: list[Message]) -> None:
-        self._model = model
-        self.messages = messages
-
-    @property
-    def tokens(self) -> list[int]:
-        """The conversation so far as token ids."""
-        return self._model.chat_tokens(self.messages, add_generation_prompt=False) if self.messages else []
-
-    @property
-    def context(self) -> tuple[int, int]:
-        """Tokens used, and tokens in all."""
-        return len(self.tokens), self._model.ctx
-
-    def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
-        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as
-        before."""
-        return self.stream(content, sampling, **options).result()
-
-    def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Stream:
-        """The same as a Stream. The turn enters `messages` when the answer ends, or is closed half-way, with what there
-        is of it."""
-        turn = {"role": "user", "content": content}
-        stream = self._model.stream_chat([*self.messages, turn], sampling, **options)
-        return _Turn(stream, self, turn)
-
-    def undo(self, turns: int = 1) -> None:
-        """Forget the last exchanges. Raises InvalidRequest where there are not so many."""
-        first = 1 if self.messages and self.messages[0]["role"] == "system" else 0
-        if turns < 1 or len(self.messages) - first < 2 * turns:
-            raise InvalidRequest(f"turns: {turns}, but the conversation has {(len(self.messages) - first) // 2}")
-        del self.messages[-2 * turns :]
-
-    def fork(self) -> Session:
-        """A second conversation that begins as this one."""
-        return Session(self._model, list(self.messages))
-
-
-class _Turn(Stream):
-    """The stream of one answer, which enters the session's messages when it ends."""
-
-    def __init__(self, stream: Stream, session: Session, turn: Message) -> None:
-        super().__init__(stream._model, stream._request, stream._events)
-        stream._result = InternalError("taken over by a session's turn")
-        self._session: Session | None = session
-        self._turn = turn
-
-    def events(self) -> Iterator[Delta | NDArray[np.float32]]:
-        yield from super().events()
-        self._enter()
-
-    def close(self) -> None:
-        super().close()
-        self._enter()
-
-    def __del__(self) -> None:
-        super().__del__()
-        self._enter()
-
-    def _enter(self) -> None:
-        """Once: the turn and its answer join the conversation, unless it failed."""
-        session, self._session = self._session, None
-        if session is not None and not isinstance(self._result, Exception):
-            text = self._result.text if isinstance(self._result, Completion) else self.text
-            session.messages += [self._turn, {"role": "assistant", "content": text}]
 
 
 def _context(core: _core.Model, plan: MemoryPlan) -> _core.Context:

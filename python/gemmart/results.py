@@ -56,6 +56,14 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefill:
+    """How far a prompt is read, after a step that did not reach its end."""
+
+    done: int  # tokens, those taken from the prefix cache included
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A finished answer.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ class AnswerStream(Protocol):
     """The part of `gemmart.Stream` that writing an answer needs."""
 
     def __iter__(self) -> Iterator[Delta]: ...
+    def cancel(self) -> None: ...
     def close(self) -> None: ...
     def result(self) -> Completion: ...
 
@@ -29,15 +31,20 @@ class AnswerStream(Protocol):
 class Output:
     """Stdout: text as it is on a pipe, control characters shown on a terminal; flushed at each write."""
 
-    def __init__(self) -> None:
+    def __init__(self, color: str = "auto") -> None:
         self.is_terminal = sys.stdout.isatty()
+        self.color = wants_color(color, sys.stdout)
         self._line_open = False
 
     def write(self, text: str) -> None:
         if text:
             self._line_open = not text.endswith("\n")  # first: Ctrl-C may come as soon as the text is out
-            sys.stdout.write(text.translate(SHOWN) if self.is_terminal else text)
-            sys.stdout.flush()
+            self.send(text.translate(SHOWN) if self.is_terminal else text)
+
+    def send(self, text: str) -> None:
+        """Write text with the escape codes in it."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     def end_line(self) -> None:
         """Begin a new line unless at the beginning of one."""
@@ -50,28 +57,34 @@ class Output:
 
 
 def finish(stream: AnswerStream, write: Callable[[str], object]) -> Completion:
-    """Hand the text of a stream to `write` as it comes; Ctrl-C stops the stream, not the program."""
+    """Hand the text of a stream to `write` as it comes; Ctrl-C stops the stream, not the program; a second one that,
+    where a step takes long."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stream.cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
         for delta in stream:
             write(delta.text)
-    except KeyboardInterrupt:
-        pass
+        return stream.result()
     finally:
+        signal.signal(signal.SIGINT, before)
         stream.close()
-    return stream.result()
 
 
 class Messages:
     """Stderr: notes for the person at the terminal, dim where colour is on."""
 
     def __init__(self, color: str, *, quiet: bool) -> None:
-        self._dim = wants_color(color, sys.stderr)
+        self.color = wants_color(color, sys.stderr)
         self.quiet = quiet
 
     def note(self, text: str) -> None:
         """Something useful to know; left out where quiet is asked for."""
         if not self.quiet:
-            self.say(f"\x1b[2m{text}\x1b[22m" if self._dim else text)
+            self.say(f"\x1b[2m{text}\x1b[22m" if self.color else text)
 
     def say(self, text: str) -> None:
         """Something that must be known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -109,6 +110,32 @@ INTERRUPTED = 130
     (("--ignore-eos",), flag("Go on where the model would end.")),
 )
 @chat_options
+@options(
+    "Chat",
+    (
+        ("--resume",),
+        {
+            "setting": False,
+            "modes": ("chat",),
+            "type": click.Path(exists=True, dir_okay=False, path_type=Path),
+            "metavar": "FILE",
+            "help": "Go on with a conversation that /save wrote.",
+        },
+    ),
+    (
+        ("--overflow",),
+        {
+            "type": click.Choice(["error", "forget"]),
+            "default": "error",
+            "modes": ("chat",),
+            "help": "Where the context is full: say so (default), or forget the oldest messages.",
+        },
+    ),
+    (
+        ("--history/--no-history",),
+        {"default": True, "modes": ("chat",), "help": "Whether typed lines are kept for the next run; default: yes."},
+    ),
+)
 @precise_options
 @memory_options
 @draft_options
@@ -142,10 +169,23 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
+        if system is not None and given["resume"] is not None:
+            raise click.UsageError("--system, --resume: a saved conversation has its own system prompt")
         if prompt is None:
             from gemmart.chat import Chat
+            from gemmart.chat.history import history_path
 
-            return Chat(model, generation, system=system, output=Output(), messages=messages).run()
+            return Chat(
+                model,
+                generation,
+                system=system,
+                output=Output(given["color"]),
+                messages=messages,
+                history=history_path() if given["history"] else None,
+                overflow=given["overflow"],
+                resume=given["resume"],
+                load_model=lambda ref: load_model(ref, given, messages, **{**more, "template": None, "draft": None}),
+            ).run()
         return _answer(model, prompt, system, generation, given, messages)
 
 

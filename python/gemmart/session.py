@@ -1,0 +1,170 @@
+"""A conversation that grows turn by turn."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmart.errors import InternalError, InvalidRequest
+from gemmart.model import Message, Stream
+from gemmart.results import Completion, Delta, Prefill
+from gemmart.sampling import Sampling
+
+if TYPE_CHECKING:
+    from gemmart.model import Model
+
+OVERFLOW = ("error", "forget")
+
+
+class Session:
+    """A conversation: `messages` grows with each turn. The model keeps the computed prefix, so a turn costs only what
+    is new."""
+
+    def __init__(
+        self, model: Model, messages: Sequence[Message], *, overflow: str = "error", salt: int = 0, **options: Any
+    ) -> None:
+        """Made by Model.session() and Model.restore()."""
+        if overflow not in OVERFLOW:
+            raise InvalidRequest(f"overflow is {overflow!r}, expected one of {', '.join(OVERFLOW)}")
+        self._model = model
+        self._salt = salt
+        self.messages = list(messages)
+        self.overflow = overflow
+        self.options = options
+        """Those of Model.stream() that hold for each turn, `sampling` among them."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The conversation so far as token ids."""
+        return self._model.chat_tokens(self.messages, add_generation_prompt=False) if self.messages else []
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """Tokens used, and tokens in all."""
+        return len(self.tokens), self._model.ctx
+
+    def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
+        """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as
+        before."""
+        return self.stream(content, sampling, **options).result()
+
+    def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Turn:
+        """The same as a Stream. The turn enters `messages` when the answer ends, or is stopped half-way, with what is
+        written of it; where that is nothing, the turn is dropped."""
+        return self._answer(self.messages, {"role": "user", "content": content}, sampling, options)
+
+    def retry(self, content: str | None = None, sampling: Sampling | None = None, **options: Any) -> Turn:
+        """Answer the last user message anew, or `content` in its place; the new turn replaces the old one when it
+        enters `messages`. Raises InvalidRequest where there is no user message."""
+        starts = self._starts()
+        if not starts:
+            raise InvalidRequest("there is no user message that could be answered")
+        last = self.messages[starts[-1]]
+        turn = last if content is None else {**last, "content": content}
+        return self._answer(self.messages[: starts[-1]], turn, sampling, options)
+
+    def undo(self, turns: int = 1) -> None:
+        """Forget the last exchanges: user messages, and what follows them. Raises InvalidRequest where there are not so
+        many."""
+        starts = self._enough(turns)
+        del self.messages[starts[-turns] :]
+
+    def forget(self, turns: int = 1) -> None:
+        """Forget the oldest exchanges after the system prompt; the rest is read anew at the next turn. Raises
+        InvalidRequest where there are not so many."""
+        starts = self._enough(turns)
+        self.messages[:] = self._without(self.messages, starts, turns)
+
+    def fork(self) -> Session:
+        """A second conversation that begins as this one."""
+        return Session(self._model, self.messages, overflow=self.overflow, salt=self._salt, **self.options)
+
+    def save(self, path: str | PathLike[str]) -> int:
+        """Write the conversation, its options and the keys and values that are computed to one file, which only its
+        owner can read; under a name that ends in .json the first two alone. Returns for how many tokens keys and
+        values were written. An existing file is replaced when the new one is complete. Raises OSError."""
+        from gemmart import saved
+
+        return saved.write(path, self._model, self)
+
+    def _answer(
+        self, messages: Sequence[Message], turn: Message, sampling: Sampling | None, options: dict[str, Any]
+    ) -> Turn:
+        options = {**self.options, **options}
+        default = options.pop("sampling", None)
+        kept = list(messages) if self.overflow == "error" else self._that_fit(messages, turn, options.get("max_tokens"))
+        stream = self._model.stream_chat([*kept, turn], sampling or default, salt=self._salt, **options)
+        return Turn(stream, self, kept, turn, len(messages) - len(kept))
+
+    def _that_fit(self, messages: Sequence[Message], turn: Message, max_tokens: int | None) -> list[Message]:
+        """`messages` without the fewest oldest exchanges for which the prompt leaves a quarter of the context, or as
+        much as is wanted, for the answer."""
+        room = self._model.ctx // 4 if max_tokens is None else min(max_tokens, self._model.ctx // 4)
+        starts = self._starts(messages)
+
+        def fits(n: int) -> bool:
+            kept = self._without(messages, starts, n)
+            return len(self._model.chat_tokens([*kept, turn])) + room <= self._model.ctx
+
+        return self._without(messages, starts, bisect_left(range(len(starts)), True, key=fits))
+
+    def _starts(self, messages: Sequence[Message] | None = None) -> list[int]:
+        """Where the exchanges begin: at the user messages."""
+        found = enumerate(self.messages if messages is None else messages)
+        return [i for i, message in found if message["role"] == "user"]
+
+    def _enough(self, turns: int) -> list[int]:
+        starts = self._starts()
+        if not 1 <= turns <= len(starts):
+            raise InvalidRequest(f"turns: {turns}, but the conversation has {len(starts)}")
+        return starts
+
+    @staticmethod
+    def _without(messages: Sequence[Message], starts: Sequence[int], n: int) -> list[Message]:
+        """`messages` without the n oldest exchanges; system messages in front stay."""
+        if n == 0:
+            return list(messages)
+        first = 0
+        while first < len(messages) and messages[first]["role"] in ("system", "developer"):
+            first += 1
+        return [*messages[:first], *(messages[starts[n] :] if n < len(starts) else ())]
+
+
+class Turn(Stream):
+    """The stream of one answer, which enters the session's messages when it ends."""
+
+    def __init__(self, stream: Stream, session: Session, kept: list[Message], turn: Message, forgotten: int) -> None:
+        super().__init__(stream._model, stream._request, stream._events)
+        stream._result = InternalError("taken over by a session's turn")
+        self._session: Session | None = session
+        self._kept = kept
+        self._turn = turn
+        self.forgotten = forgotten
+        """How many old messages overflow="forget" drops for this turn."""
+
+    def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
+        yield from super().events()
+        self._enter()
+
+    def close(self) -> None:
+        super().close()
+        self._enter()
+
+    def __del__(self) -> None:
+        super().__del__()
+        self._enter()
+
+    def _enter(self) -> None:
+        """Once: the turn and its answer join the conversation, unless it failed or was stopped before a word."""
+        session, self._session = self._session, None
+        result = self._result
+        if session is None or isinstance(result, Exception):
+            return
+        text = result.text if result is not None else self.text
+        if text or (result is not None and result.finish_reason != "cancelled"):
+            session.messages[:] = [*self._kept, self._turn, {"role": "assistant", "content": text}]
