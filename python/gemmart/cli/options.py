@@ -126,12 +126,14 @@ def token_bias(text: str) -> tuple[int, float]:
         raise click.BadParameter(f"{text!r} is not ID=BIAS, such as 106=-5") from None
 
 
-def options(group: str, *specs: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[[F], F]:
-    """A decorator that adds options under one heading."""
+def options(
+    group: str, *specs: tuple[tuple[str, ...], dict[str, Any]], modes: Collection[str] | None = None
+) -> Callable[[F], F]:
+    """A decorator that adds options under one heading, which have an effect in these modes."""
 
     def add(function: F) -> F:
         for names, settings in reversed(specs):
-            function = click.option(*names, cls=Option, group=group, **settings)(function)
+            function = click.option(*names, cls=Option, group=group, **{"modes": modes, **settings})(function)
         return function
 
     return add

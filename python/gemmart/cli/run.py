@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,16 @@ from gemmart.cli.options import (
     read_text,
     token_bias,
 )
+from gemmart.cli.serve import app_options, browser_options, listen_options, parallel_options, serve, server_options
 
 if TYPE_CHECKING:
     from gemmart import Completion, Model
+    from gemmart.server.running import RunningServer
     from gemmart.terminal import Messages
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
 INTERRUPTED = 130
+ANSWERING = ("chat", "answer", "cli")  # the modes that answer here
 
 
 @click.command("run", cls=Command, options_metavar="[options]")
@@ -65,10 +69,16 @@ INTERRUPTED = 130
     (("--chat",), flag("Chat only; where stdin is no terminal, one line is one turn.", setting=False)),
     (
         ("-e", "--escape/--no-escape"),
-        {"default": None, "help": r"Whether \n in the prompt is a newline; default: with --cli."},
+        {"modes": ANSWERING, "default": None, "help": r"Whether \n in the prompt is a newline; default: with --cli."},
     ),
-    (("--no-browser", "--nobrowser"), flag("Accepted in every mode: this release opens no browser.")),
 )
+@options(
+    "Server",
+    (("--server",), flag("Serve over HTTP, without a chat: `gemmart serve`.", setting=False)),
+    (("--no-server",), flag("Chat without a server behind it.", modes=("chat",))),
+)
+@server_options
+@browser_options
 @context_options
 @options(
     "Sampling (defaults: the model's)",
@@ -81,18 +91,47 @@ INTERRUPTED = 130
             "help": "Most tokens of an answer; -1: until it ends.",
         },
     ),
-    (("--temp", "temperature"), {"type": float, "metavar": "X", "help": "Temperature; 0 takes the likeliest token."}),
-    (("--top-k",), {"type": int, "metavar": "N", "help": "Choose among the K likeliest tokens; 0: all."}),
-    (("--top-p",), {"type": float, "metavar": "X", "help": "Choose among the likeliest tokens that add up to P."}),
+    (
+        ("--temp", "temperature"),
+        {"type": float, "metavar": "X", "help": "Temperature; 0 takes the likeliest token."},
+    ),
+    (
+        ("--top-k",),
+        {"type": int, "metavar": "N", "help": "Choose among the K likeliest tokens; 0: all."},
+    ),
+    (
+        ("--top-p",),
+        {
+            "type": float,
+            "metavar": "X",
+            "help": "Choose among the likeliest tokens that add up to P.",
+        },
+    ),
     (
         ("--min-p",),
-        {"type": float, "metavar": "X", "help": "Leave out what is less likely than P times the likeliest."},
+        {
+            "type": float,
+            "metavar": "X",
+            "help": "Leave out what is less likely than P times the likeliest.",
+        },
     ),
-    (("--typical", "typical_p"), {"type": float, "metavar": "X", "help": "Locally typical sampling; 1: off."}),
-    (("--repeat-penalty",), {"type": float, "metavar": "X", "help": "Divides the logits of recent tokens; 1: off."}),
+    (
+        ("--typical", "typical_p"),
+        {"type": float, "metavar": "X", "help": "Locally typical sampling; 1: off."},
+    ),
+    (
+        ("--repeat-penalty",),
+        {"type": float, "metavar": "X", "help": "Divides the logits of recent tokens; 1: off."},
+    ),
     (("--repeat-last-n",), {"type": int, "metavar": "N", "help": "How many tokens are recent."}),
-    (("--presence-penalty",), {"type": float, "metavar": "X", "help": "Subtracted once from each recent token."}),
-    (("--frequency-penalty",), {"type": float, "metavar": "X", "help": "Subtracted for each time a token is recent."}),
+    (
+        ("--presence-penalty",),
+        {"type": float, "metavar": "X", "help": "Subtracted once from each recent token."},
+    ),
+    (
+        ("--frequency-penalty",),
+        {"type": float, "metavar": "X", "help": "Subtracted for each time a token is recent."},
+    ),
     (
         ("--logit-bias",),
         {
@@ -104,10 +143,18 @@ INTERRUPTED = 130
     ),
     (
         ("-s", "--seed"),
-        {"type": click.IntRange(min=0), "metavar": "N", "help": "Same seed, same text; default: a random one."},
+        {
+            "type": click.IntRange(min=0),
+            "metavar": "N",
+            "help": "Same seed, same text; default: a random one.",
+        },
     ),
-    (("--stop",), {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."}),
+    (
+        ("--stop",),
+        {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."},
+    ),
     (("--ignore-eos",), flag("Go on where the model would end.")),
+    modes=ANSWERING,
 )
 @chat_options
 @options(
@@ -136,6 +183,7 @@ INTERRUPTED = 130
         {"default": True, "modes": ("chat",), "help": "Whether typed lines are kept for the next run; default: yes."},
     ),
 )
+@parallel_options
 @precise_options
 @memory_options
 @draft_options
@@ -150,13 +198,14 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
     The prompt is an argument, -p, -f or stdin; what stands on stdin is added to the others after a blank line. A base
     model, whose file has no chat template, completes the prompt. Without a prompt, on a terminal: a chat.
     """
-    from gemmart.terminal import Output
-
     messages = messages_of(given)
     if given["use_args"]:
         from gemmart.cli import packed
 
         packed.use(resolve_model(model_and_rest(arguments, given)[0], given, messages), given)
+    if given["server"]:
+        check_effect("server", "with --server", messages)
+        return serve(_served(arguments, given), given, messages)
     model_name, prompt, system = _prompt(arguments, given, messages)
     if prompt is None and given["as_json"]:
         raise click.UsageError("--json: needs a prompt")
@@ -164,29 +213,69 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
     if given["raw"]:
         mode, told = "cli", "with --cli: the prompt is completed as it stands"
     check_effect(mode, told, messages)
+    behind = mode == "chat" and sys.stdin.isatty() and not (given["chat"] or given["no_server"])
+    parallel = (given["parallel"] or 2) if behind else 1
     generation = _generation(given)
-    with load_model(model_name, given, messages, **load_options(given)) as model:
+    with ExitStack() as opened:
+        model = opened.enter_context(load_model(model_name, given, messages, parallel=parallel, **load_options(given)))
         if system is not None and not model.has_template:
             name = "-p" if given["chat"] else "--system"
             raise click.UsageError(f"{name}: {model.info.name} is a base model: it has no system prompt")
         if system is not None and given["resume"] is not None:
             raise click.UsageError("--system, --resume: a saved conversation has its own system prompt")
-        if prompt is None:
-            from gemmart.chat import Chat
-            from gemmart.chat.history import history_path
+        if prompt is not None:
+            return _answer(model, prompt, system, generation, given, messages)
+        url = opened.enter_context(_server_behind(model, model_name, given, messages)).url if behind else None
+        return _chat(model, system, generation, given, messages, url)
 
-            return Chat(
-                model,
-                generation,
-                system=system,
-                output=Output(given["color"]),
-                messages=messages,
-                history=history_path() if given["history"] else None,
-                overflow=given["overflow"],
-                resume=given["resume"],
-                load_model=lambda ref: load_model(ref, given, messages, **{**more, "template": None, "draft": None}),
-            ).run()
-        return _answer(model, prompt, system, generation, given, messages)
+
+def _chat(
+    model: Model,
+    system: str | None,
+    generation: dict[str, Any],
+    given: dict[str, Any],
+    messages: Messages,
+    url: str | None,
+) -> int:
+    """A chat until its end. `url`: of the server behind it."""
+    from gemmart.chat import Chat
+    from gemmart.chat.history import history_path
+    from gemmart.terminal import Output
+
+    # Another model has a format of its own, and a vocabulary that the draft model need not have.
+    others = load_options(given) | {"template": None, "draft": None}
+    return Chat(
+        model,
+        generation,
+        system=system,
+        output=Output(given["color"]),
+        messages=messages,
+        history=history_path() if given["history"] else None,
+        overflow=given["overflow"],
+        server_url=url,
+        resume=given["resume"],
+        load_model=lambda ref: load_model(ref, given, messages, **others),
+    ).run()
+
+
+def _server_behind(model: Model, ref: str | None, given: dict[str, Any], messages: Messages) -> RunningServer:
+    """The server that answers beside the chat, on the same engine; on another port where the wanted one is taken."""
+    from gemmart.server.running import RunningServer
+
+    server = RunningServer(listen_options(given, or_any_port=True), app_options(given, ref, messages), model)
+    if given["port"] and not server.url.endswith(f":{given['port']}"):
+        messages.say(f"port {given['port']} is taken: the server is at {server.url}")
+    return server
+
+
+def _served(arguments: tuple[str, ...], given: dict[str, Any]) -> str | None:
+    """The model of --server, with which nothing is asked here."""
+    wrong = [name for name in ("cli", "chat") if given["raw" if name == "cli" else name]]
+    wrong += [name for name in ("prompt", "file") if given[name] is not None]
+    model, rest = model_and_rest(arguments, given)
+    if wrong or rest:
+        raise click.UsageError(f"{f'--{wrong[0]}' if wrong else repr(rest[0])}: has no effect with --server")
+    return model
 
 
 def _answer(

@@ -38,42 +38,98 @@ if TYPE_CHECKING:
 
 SECONDS = click.FloatRange(min=0)
 
+SERVING = ("chat", "server")  # the modes with a server
+
 server_options = options(
     "Server",
     (
         ("--host",),
-        {"metavar": "HOST", "default": "127.0.0.1", "help": "Where to listen: a name, an address or unix:PATH."},
+        {
+            "metavar": "HOST",
+            "default": "127.0.0.1",
+            "help": "Where to listen: a name, an address or unix:PATH.",
+        },
     ),
     (
         ("--port",),
-        {"type": click.IntRange(0, 65535), "metavar": "N", "default": 8080, "help": "Default 8080; 0: a free one."},
+        {
+            "type": click.IntRange(0, 65535),
+            "metavar": "N",
+            "default": 8080,
+            "help": "Default 8080; 0: a free one.",
+        },
     ),
-    (("--api-key",), {"metavar": "KEY", "help": "Ask for this key; others on this machine can see an argument."}),
-    (("--api-key-file",), {"metavar": "FILE", "help": "Ask for one of the keys in this file, one a line."}),
+    (
+        ("--api-key",),
+        {"metavar": "KEY", "help": "Ask for this key; others on this machine can see an argument."},
+    ),
+    (
+        ("--api-key-file",),
+        {"metavar": "FILE", "help": "Ask for one of the keys in this file, one a line."},
+    ),
     (("--require-key",), flag("Refuse to be reached from other machines without a key.")),
     (
         ("--cors-origin", "cors_origins"),
-        {"metavar": "URL", "multiple": True, "help": "Pages of this origin may ask; * for all; repeatable."},
+        {
+            "metavar": "URL",
+            "multiple": True,
+            "help": "Pages of this origin may ask; * for all; repeatable.",
+        },
     ),
     (
         ("--allowed-host", "allowed_hosts"),
-        {"metavar": "NAME", "multiple": True, "help": "Another name of this server; * for all; repeatable."},
+        {
+            "metavar": "NAME",
+            "multiple": True,
+            "help": "Another name of this server; * for all; repeatable.",
+        },
     ),
-    (("--root-path",), {"metavar": "PATH", "default": "", "help": "What a proxy takes from the front of paths."}),
+    (
+        ("--root-path",),
+        {"metavar": "PATH", "default": "", "help": "What a proxy takes from the front of paths."},
+    ),
     (("--ssl-certfile",), {"metavar": "FILE", "help": "Serve HTTPS with this certificate."}),
     (("--ssl-keyfile",), {"metavar": "FILE", "help": "Its key, if that is in a file of its own."}),
     (
         ("--request-timeout",),
-        {"type": SECONDS, "metavar": "S", "default": 600, "help": "Seconds for an answer; default 600."},
+        {
+            "type": SECONDS,
+            "metavar": "S",
+            "default": 600,
+            "help": "Seconds for an answer; default 600.",
+        },
     ),
-    (("--drain",), {"type": SECONDS, "metavar": "S", "default": 30, "help": "Seconds to finish in; default 30."}),
+    (
+        ("--drain",),
+        {"type": SECONDS, "metavar": "S", "default": 30, "help": "Seconds to finish in; default 30."},
+    ),
     (
         ("--queue",),
-        {"type": AT_LEAST_1, "metavar": "N", "default": 64, "help": "Requests that may wait; default 64."},
+        {
+            "type": AT_LEAST_1,
+            "metavar": "N",
+            "default": 64,
+            "help": "Requests that may wait; default 64.",
+        },
     ),
     (("--strict-model",), flag("Refuse requests for a model of another name.")),
     (("--log-prompts",), flag("Log what is asked.")),
-    (("--no-browser", "--nobrowser"), flag("Accepted in every mode: this release opens no browser.")),
+    modes=SERVING,
+)
+parallel_options = options(
+    "Computing",
+    (
+        ("-np", "--parallel"),
+        {
+            "type": AT_LEAST_1,
+            "metavar": "N",
+            "help": "Sequences of full length at once; default: 4, or 2 beside a chat.",
+        },
+    ),
+    modes=SERVING,
+)
+browser_options = options(
+    "Server", (("--no-browser", "--nobrowser"), flag("Accepted in every mode: this release opens no browser."))
 )
 
 
@@ -81,14 +137,9 @@ server_options = options(
 @click.argument("arguments", nargs=-1, type=MODEL, metavar="[MODEL]")
 @model_options
 @server_options
+@browser_options
 @context_options
-@options(
-    "Computing",
-    (
-        ("-np", "--parallel"),
-        {"type": AT_LEAST_1, "metavar": "N", "default": 4, "help": "Sequences of full length at once; default 4."},
-    ),
-)
+@parallel_options
 @chat_options
 @precise_options
 @memory_options
@@ -102,19 +153,23 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
 
     The server listens while the model loads. Ctrl-C or SIGTERM lets running answers end; a second one ends at once.
     """
-    from gemmart.server.running import serve_forever
-
     messages = messages_of(given)
     check_effect("server", "in a server", messages)
+    return serve(only_model(arguments, given), given, messages)
+
+
+def serve(ref: str | None, given: dict[str, Any], messages: Messages) -> int:
+    """Serve a model until a signal comes; returns the exit code."""
+    from gemmart.server.running import serve_forever
+
     if not given["quiet"]:
         logging.getLogger("gemmart.server").setLevel(min(logging.INFO, logging.getLogger("gemmart").level))
-    ref = only_model(arguments, given)
 
     def ready(url: str, model: Model) -> None:
         messages.note(f"{model.info.name}: {url}")
 
     return serve_forever(
-        lambda: load_model(ref, given, messages, parallel=given["parallel"], **load_options(given)),
+        lambda: load_model(ref, given, messages, parallel=given["parallel"] or 4, **load_options(given)),
         listen_options(given),
         app_options(given, ref, messages),
         ready,
