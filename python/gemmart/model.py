@@ -354,8 +354,8 @@ class Model:
         sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in
         the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
         it. logprobs: how many alternatives to report for each token (0 to 20). parse_special: control tokens in the
-        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt: only
-        requests of the same salt share computed prefixes.
+        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt:
+        requests of different salts share no computed prefix.
 
         Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
         Cancelled (the model was closed)."""
@@ -370,6 +370,7 @@ class Model:
             logprobs=logprobs,
             parse_special=parse_special,
             ignore_eos=ignore_eos,
+            salt=salt,
         )
         self.submit(request)
         return Stream(self, request, events)
@@ -389,8 +390,8 @@ class Model:
         salt: int = 0,
     ) -> Request:
         """The request behind stream(), for who takes its events as they come: `emit` is called on the engine's thread
-        with each Delta, then with the Completion or an exception. salt: requests of different salts share no computed
-        prefix. submit() starts it, cancel() stops it."""
+        with how far the prompt is read, with each Delta, then with the Completion or an exception. salt: requests of
+        different salts share no computed prefix. submit() starts it, cancel() stops it."""
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
@@ -628,7 +629,7 @@ class Stream:
 
     def cancel(self) -> None:
         """Have it end within one step; what comes until then can still be read."""
-        self._model._engine.cancel(self._request)
+        self._model.cancel(self._request)
 
     def close(self) -> None:
         """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""

@@ -16,7 +16,7 @@ from gemmart.engine import Event
 from gemmart.engine import Request as EngineRequest
 from gemmart.errors import Cancelled
 from gemmart.model import Model
-from gemmart.results import Completion, Delta, TokenLogprob
+from gemmart.results import Completion, Delta, Prefill, TokenLogprob
 from gemmart.server import limits
 from gemmart.server.errors import ClientGone, HttpError, body, draining, log, public
 from gemmart.tokenizer import Tokenizer
@@ -100,6 +100,8 @@ class Generation:
 
     def _sink(self, index: int) -> Callable[[Event], object]:
         def emit(event: Event) -> None:
+            if isinstance(event, Prefill):
+                return
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
