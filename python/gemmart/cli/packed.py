@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gemmart.sources import ModelSource
 
 GROUPS = ("Prompt", "Context", "Sampling (defaults: the model's)", "Chat format", "Computing")
-FLAGS_LEFT_OUT = ("--file", "--draft", "--gpu", "--ngl", "--recompile")
+FLAGS_LEFT_OUT = ("--file", "--chat-template", "--draft", "--gpu", "--ngl", "--recompile")
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -50,14 +50,15 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     from gemmart.cli import run
 
     parent = click.get_current_context().parent
-    # No settings of this machine: they are not packed.
     ctx = click.Context(run.command, info_name="run", parent=parent)
-    ctx.default_map = None
-    values, rest, order = run.command.make_parser(ctx).parse_args(list(arguments))
-    if rest:
+    values, _, order = run.command.make_parser(ctx).parse_args(list(arguments))
+    rest = values.get("arguments")  # click's own mark where there are none
+    if isinstance(rest, list | tuple) and rest:
         raise click.UsageError(f"{rest[0]!r}: only flags can be packed; a prompt is -p")
-    for param in order:
-        if not isinstance(param, Option) or param.group not in GROUPS or param.flag in FLAGS_LEFT_OUT:
-            flag = param.flag if isinstance(param, Option) else str(param.name)
-            raise click.UsageError(f"{flag}: may not be packed, since it may touch files, the network or devices")
-    return {str(param.name): param.type_cast_value(ctx, values[str(param.name)]) for param in order}
+    options = [param for param in order if isinstance(param, Option)]
+    for option in options:
+        if option.group not in GROUPS or option.flag in FLAGS_LEFT_OUT:
+            raise click.UsageError(
+                f"{option.flag}: may not be packed, since it may touch files, the network or devices"
+            )
+    return {str(option.name): option.type_cast_value(ctx, values[str(option.name)]) for option in options}
