@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import program
+from conftest import Tiny
 from gemmart import _core, bench, kernel_bench
 from gemmart.errors import DeviceError, InvalidRequest
 from gemmart.memory import KV_TYPES
@@ -150,3 +151,28 @@ def test_multiply_peak(isa: str, numbers: str) -> None:
     for given in ((isa, "int4", 1), (isa, numbers, 0), ("none", numbers, 1)):
         with pytest.raises((InvalidRequest, DeviceError)):
             _core.kernels.multiply_peak(*given)
+
+
+def test_beside_an_earlier_measurement_and_as_a_picture(tiny: Tiny, tmp_path: Path) -> None:
+    command = ("bench", tiny("gemma2"), "--prompt", "8", "--decode", "4", "--repeat", "1")
+    earlier = tmp_path / "earlier.json"
+    earlier.write_bytes(program.run(*command, "--json", home=tmp_path).stdout)
+    found = json.loads(earlier.read_text())
+    earlier.write_text(json.dumps(found | {"peak_mib": found["peak_mib"] / 1000, "threads": 99}))
+    done = program.run(*command, "--compare", earlier, home=tmp_path)
+    text = done.stdout.decode()
+    ratio = next(float(line.split()[-1]) for line in text.splitlines() if line.startswith("peak memory"))
+    assert 500 < ratio < 2000
+    assert "other threads" in text
+    assert "other model" not in text
+    earlier.write_text("{}")
+    error = program.failure(program.run(*command, "--compare", earlier, home=tmp_path), 2)
+    assert "is not what `gemmart bench --json` writes" in error
+    picture = tmp_path / "bench.png"
+    done = program.run(*command, "--plot", picture, home=tmp_path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        assert "needs matplotlib" in program.failure(done, 2)
+    else:
+        assert picture.read_bytes().startswith(b"\x89PNG")

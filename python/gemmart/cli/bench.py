@@ -58,6 +58,14 @@ from gemmart.cli.options import (
         flag("Measure single kernels instead, on one thread unless -t says otherwise; needs no model.", setting=False),
     ),
 )
+@options(
+    "Output",
+    (
+        ("--compare",),
+        {"setting": False, "metavar": "FILE", "help": "Beside an earlier measurement, which --json wrote."},
+    ),
+    (("--plot",), {"setting": False, "metavar": "FILE", "help": "Draw it too, as .png, .svg or .pdf."}),
+)
 @precise_options
 @memory_options
 @json_option
@@ -65,11 +73,14 @@ from gemmart.cli.options import (
 def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: Any) -> int:
     """Measure the speed of a model next to that of the memory."""
     from gemmart import bench as model_bench
-    from gemmart import kernel_bench
+    from gemmart import bench_report, kernel_bench
 
     if kernels and (phases or arguments or given["model_option"]):
         raise click.UsageError("--kernels goes without a model and without --phases")
+    if (kernels or phases) and (given["compare"] or given["plot"]):
+        raise click.UsageError("--compare and --plot go without --kernels and --phases")
     messages = messages_of(given)
+    earlier = bench_report.read(given["compare"]) if given["compare"] else None
     with messages.progress() as progress:
         if kernels:
             found = kernel_bench.measure(
@@ -83,8 +94,12 @@ def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: An
                 progress=progress,
                 notice=messages.warn,
             )
+    if given["plot"]:
+        bench_report.plot(given["plot"], found, earlier)
     if given["as_json"]:
         print_json(found)
+    elif earlier is not None:
+        print(bench_report.compared(earlier, found))
     elif kernels:
         print(kernel_bench.as_text(found))
     else:
