@@ -140,6 +140,29 @@ def test_a_split_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         pack.pack(split, tmp_path / "m.gemmart")
 
 
+def test_with_its_runtime_it_needs_no_gemmart(tiny: Tiny, tmp_path: Path) -> None:
+    python = Path(os.path.realpath(sys.executable))  # the one that this environment was made from, which has no gemmart
+    if subprocess.run([python, "-Ic", "import gemmart"], capture_output=True).returncode == 0:
+        pytest.skip("gemmart is installed for every environment here")
+    out = tmp_path / "m.gemmart"
+    done = program.run("pack", tiny("gemma2"), "-o", out, "--with-runtime", home=tmp_path)
+    if b"is installed as editable" in done.stderr:
+        failure(done, 2)
+        pytest.skip("gemmart is installed as editable here, which cannot be carried")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(out) as archive:
+        assert len(set(archive.namelist())) == len(archive.namelist())
+    expected = program.run(tiny("gemma2"), *GREEDY, home=tmp_path).stdout
+    for _ in range(2):  # the first run unpacks
+        bare = {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+        ran = subprocess.run(
+            [python, out, *GREEDY], env=bare, stdin=subprocess.DEVNULL, capture_output=True, timeout=120
+        )
+        assert ran.stdout == expected, ran.stderr
+    (folder,) = (tmp_path / ".cache/gemmart/runtime").iterdir()
+    assert (folder / "gemmart" / "__init__.py").is_file()
+
+
 def test_without_gemmart_it_says_what_to_do(packed: Path, tmp_path: Path) -> None:
     bare = {"PATH": "/usr/bin:/bin", "PYTHONPATH": "", "PYTHONNOUSERSITE": "1"}
     if subprocess.run(["/usr/bin/python3", "-Ic", ""], capture_output=True).returncode:

@@ -123,7 +123,7 @@ def _runtime() -> Iterator[tuple[str, Path]]:
     are."""
     wanted, seen = ["gemmart"], set[str]()
     while wanted:
-        name = wanted.pop()
+        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()  # of several spellings, one
         if name in seen:
             continue
         seen.add(name)
