@@ -435,6 +435,8 @@ def test_an_unexpected_error_is_one_line_and_with_vv_a_traceback(
     from gemmart import doctor
 
     monkeypatch.setattr(doctor, "report", lambda: 1 / 0)
+    for name in ("handlers", "level"):  # main() sets them, for a stderr that ends with this test
+        monkeypatch.setattr(cli.log, name, getattr(cli.log, name))
     assert cli.main(["doctor"]) == 70
     error = capsys.readouterr().err
     assert error.startswith("gemmart: error: internal error: ZeroDivisionError")
