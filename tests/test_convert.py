@@ -756,7 +756,7 @@ def test_a_place_that_cannot_be_written(folder: Path, tmp_path: Path, out: Path)
     (folder / "kept").rename(folder / "model.safetensors")
     convert(folder, out, force=True)
     assert out.read_bytes()[:4] == b"GGUF"
-    with pytest.raises(InvalidRequest, match="there is no such folder"):
+    with pytest.raises(InvalidRequest, match="there is no folder"):
         convert(folder, tmp_path / "no" / "m.gguf")
     with pytest.raises(InvalidRequest, match="is a folder"):
         convert(folder, tmp_path, force=True)
@@ -765,7 +765,7 @@ def test_a_place_that_cannot_be_written(folder: Path, tmp_path: Path, out: Path)
 
 
 def test_a_file_that_appears_meanwhile_is_kept(folder: Path, out: Path) -> None:
-    with pytest.raises(InvalidRequest, match="is there already"):
+    with pytest.raises(InvalidRequest, match="exists already"):
         convert(folder, out, progress=lambda what, done, total: out.write_bytes(b"precious") and None)
     assert out.read_bytes() == b"precious"
     assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]
@@ -789,7 +789,7 @@ def test_the_command(folder: Path, gemma: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.gguf"
     for kind in ("q4_k_m", "Q8_0", "int8"):
         assert f"`gemmart quantize {new} NEW.gguf {kind}`" in failure(run(folder, new, "--type", kind), 2)
-    assert "there is no such folder" in failure(run(tmp_path / "no", new), 3)
+    assert "there is no folder" in failure(run(tmp_path / "no", new), 3)
     assert "is no folder" in failure(run(folder / "config.json", new), 3)
     assert "Missing argument 'OUT'" in failure(run(folder), 2)
     (gemma / "tokenizer.json").unlink()

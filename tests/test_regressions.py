@@ -208,5 +208,5 @@ def test_other_names_of_options(tiny: Tiny) -> None:
 @pytest.mark.parametrize("prompt", [None, 7, [1.5], ["a"]])
 def test_prompts_that_are_none(prompt: object, tiny: Tiny) -> None:
     """They came out as TypeError, and 1.5 was taken for 1."""
-    with gemmart.load(tiny("gemma2", "Q8_0")) as model, pytest.raises(InvalidRequest, match="tokens: expected"):
+    with gemmart.load(tiny("gemma2", "Q8_0")) as model, pytest.raises(InvalidRequest, match="prompt: expected"):
         model.generate(prompt, max_tokens=1)
