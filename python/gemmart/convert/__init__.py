@@ -54,7 +54,7 @@ def convert(
 
     Raises ModelNotFound for a missing folder or file of it, ModelFormatError for a broken one, UnsupportedModel for a
     model that no such file can say or no reader here computes, NumericError for weights that are no numbers or too
-    large for `type`, InvalidRequest, DiskFull, DownloadError where `out` cannot be written."""
+    large for `type`, DiskFull, InvalidRequest where `out` cannot be written."""
     from gguf import GGUFWriter
 
     if type not in (*TYPES, "auto"):
