@@ -194,6 +194,18 @@ def test_a_resize_within_a_block_leaves_it_as_it_is(terminal: Open) -> None:
     assert screen.shown() == ["first block", "", "the **second** block", "", "the third block"]
 
 
+def test_a_resize_there_and_back_counts(terminal: Open) -> None:
+    screen = terminal(60, 20)
+    writer = MarkdownWriter(screen.write, color=True)
+    writer.write("the **first")
+    screen.resize(70, 20)
+    writer.write("** of")
+    screen.resize(60, 20)
+    writer.write(" all\n\nthe **second**")
+    writer.finish()
+    assert screen.shown() == ["the **first** of all", "", "the second"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_resizes_at_any_time_lose_nothing(terminal: Open, seed: int) -> None:
     """The terminal only grows here: an emulator that shrinks cuts off what it shows, before we can help it."""
