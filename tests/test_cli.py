@@ -468,16 +468,12 @@ def test_a_setting_without_effect_does_no_harm(home: Path, chat_file: Path) -> N
 
 
 def test_flags_of_llamafile_are_accepted_and_said_to_have_no_effect(home: Path, chat_file: Path) -> None:
-    done = program.run(chat_file, "-p", "x", "-n", "1", "--fast", "--nologo", "-fa", "-cb", "--unsecure", home=home)
+    given = ("--fast", "--v2", "--ascii", "-fa", "-cb", "--unsecure", "--nocompile")
+    done = program.run(chat_file, "-p", "x", "-n", "1", *given, home=home)
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.decode().splitlines() if "without effect" in line]
-    assert [note.partition(":")[0] for note in notes] == [
-        "--fast",
-        "--nologo",
-        "--flash-attn",
-        "--cont-batching",
-        "--unsecure",
-    ]
+    told = ["--fast", "--v2", "--ascii", "--flash-attn", "--cont-batching", "--unsecure", "--no-compile"]
+    assert [note.partition(":")[0] for note in notes] == told
 
 
 @pytest.mark.parametrize("flags", [("-ngl", "999"), ("--ngl=all",), ("--gpu", "amd"), ("--recompile", "--gpu", "amd")])

@@ -62,6 +62,14 @@ def test_licences(tmp_path: Path) -> None:
     assert not any("not stated" in line for line in lines)
 
 
+def test_completion_knows_what_is_here(tmp_path: Path) -> None:
+    model = tmp_path / ".cache/gemmart/models/pypi/some-model/1.0/m.gguf"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"GGUF")
+    words = {"COMP_WORDS": "gemmart run pypi", "COMP_CWORD": "2", "_GEMMART_COMPLETE": "bash_complete"}
+    assert "plain,pypi:some-model==1.0" in program.run(home=tmp_path, **words).stdout.decode().split()
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [

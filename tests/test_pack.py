@@ -102,6 +102,11 @@ def test_arguments_as_llamafile_packs_them(tiny: Tiny, tmp_path: Path) -> None:
     assert done.stdout == expected, done.stderr
 
 
+def test_use_args_asks_for_the_model(tmp_path: Path) -> None:
+    error = failure(program.run("run", "--use-args", "-p", "x", home=tmp_path), 2)
+    assert "--use-args: name the model" in error
+
+
 def test_unpack_gives_the_model_back(packed: Path, tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     done = program.run("unpack", packed, "-o", out, home=tmp_path)

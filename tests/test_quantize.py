@@ -21,6 +21,7 @@ from gemmart import _core, sources
 from gemmart.errors import InvalidRequest, ModelFormatError
 from gemmart.mixtures import ALSO, MIXTURES, Facts, Layer, mixture_named
 from gemmart.quantize import facts_of, make_plan, open_gguf, quantize
+from program import failure
 
 # name: weights that share a scale, how many levels there are, whether there is a minimum too
 FORMATS = {
@@ -403,12 +404,6 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def failure(done: object, code: int) -> str:
-    assert done.returncode == code, done.stderr
-    assert not done.stdout
-    return done.stderr.decode()
-
-
 def test_command(home: Path, tmp_path: Path, tiny: Tiny) -> None:
     source, out = tiny("gemma2", dim=256, ffn_dim=512, n_layers=3), tmp_path / "out.gguf"
     text = program.run("quantize", source, out, "q4_k_m", "--dry-run", home=home).stdout.decode()
@@ -428,6 +423,9 @@ def test_command(home: Path, tmp_path: Path, tiny: Tiny) -> None:
     assert out.read_bytes() == whole
     answer = program.run(out, "hello", "--temp", "0", "-n", "5", home=home)
     assert answer.returncode == 0
+    for mixture, told in (("Q2_K_S", True), ("Q2_K", False)):
+        done = program.run("quantize", source, out, mixture, "--force", home=home)
+        assert (b"without an importance matrix loses much" in done.stderr) is told
 
 
 def test_errors(home: Path, tmp_path: Path, tiny: Tiny) -> None:

@@ -120,6 +120,7 @@ def test_alone_as_the_model_card_starts_it(tiny: Tiny, tmp_path: Path) -> None:
         (("--server", "--cli"), "--cli: has no effect with --server"),
         (("--server", "--temp", "0"), "--temp: has no effect with --server"),
         (("-p", "x", "--port", "1"), "--port: has no effect with a prompt"),
+        (("--chat", "--port", "1"), "--port: has no effect in a chat without a server"),
         (("-p", "x", "--no-server"), "--no-server: has no effect with a prompt"),
     ],
 )

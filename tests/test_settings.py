@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -102,7 +104,21 @@ def test_the_model_of_last_time_is_taken_again(tmp_path: Path, chat_file: Path) 
     assert answer("run", "hello word", home=tmp_path) == first
     (tmp_path / ".local/state/gemmart/last-model").write_text(str(tmp_path / "gone.gguf"))
     error = program.run("run", "hello word", "--offline", home=tmp_path).stderr.decode()
+    assert "gone.gguf, is gone; taking the default one" in error
     assert "smollm2" in error.splitlines()[-1]  # what stands in for the default one
+
+
+def test_an_entry_of_an_archive_is_taken_again_from_elsewhere(tmp_path: Path, chat_file: Path) -> None:
+    archive = tmp_path / "two.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(chat_file, "a.gguf")
+        file.write(chat_file, "b.gguf")
+    first = answer("run", f"{os.path.relpath(archive)}@b.gguf", "hello word", home=tmp_path)
+    assert (tmp_path / ".local/state/gemmart/last-model").read_text() == f"{archive}@b.gguf"
+    assert answer("run", "hello word", home=tmp_path) == first
+    for command in ("plan", "show"):
+        done = program.run(command, "--json", home=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_setting_names_the_model_unless_an_argument_does(tmp_path: Path, chat_file: Path) -> None:

@@ -106,6 +106,8 @@ def quantize(
     )
     if threads is not None:
         check_number("threads", threads, int, 1, 1024)
+    if imatrix is None and plan.mixture == "Q2_K_S":
+        notice("Q2_K_S without an importance matrix loses much; `gemmart imatrix` makes one")
     target = check_target(out, force=force, source=plan.source.path)
     store.require_space(target.parent, plan.new_bytes)
     file = open_gguf(plan.source)

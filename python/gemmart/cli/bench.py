@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gemmart.cli.models import only_model
+from gemmart.cli.models import last_or_default, only_model, typed_models
 from gemmart.cli.options import (
     AT_LEAST_1,
     MODEL,
@@ -75,7 +75,7 @@ def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: An
     from gemmart import bench as model_bench
     from gemmart import bench_report, kernel_bench
 
-    if kernels and (phases or arguments or given["model_option"]):
+    if kernels and (phases or typed_models(arguments, given)):
         raise click.UsageError("--kernels goes without a model and without --phases")
     if (kernels or phases) and (given["compare"] or given["plot"]):
         raise click.UsageError("--compare and --plot go without --kernels and --phases")
@@ -88,7 +88,7 @@ def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: An
             )
         else:
             found = (model_bench.phases if phases else model_bench.measure)(
-                only_model(arguments, given),
+                only_model(arguments, given) or last_or_default(given["offline"], messages),
                 **{name: given[name] for name in ("prompt", "decode", "repeat", "threads", "batch")},
                 **{name: given[name] for name in ("kv_type", "mmap", "precise", "offline")},
                 progress=progress,

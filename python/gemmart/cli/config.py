@@ -17,7 +17,7 @@ from gemmart.cli.options import Command, Option, json_option, print_json
 def command(ctx: click.Context, name: str, as_json: bool) -> int:
     """The settings of a command (run, unless named) and where each came from; the folders in use."""
     from gemmart.cli.models import last_model_file
-    from gemmart.cli.settings import files
+    from gemmart.places import config_files
     from gemmart.sources.store import models_folder
     from gemmart.terminal import table
 
@@ -29,7 +29,7 @@ def command(ctx: click.Context, name: str, as_json: bool) -> int:
         raise click.UsageError(f"{name}: no such command; there are {', '.join(group.list_commands(ctx.parent))}")
     with about.make_context(name, [], parent=ctx.parent, resilient_parsing=False) as about_ctx:
         settings = [_row(about_ctx, param) for param in about.params if isinstance(param, Option) and param.key]
-    folders = [(str(path), "read" if path.exists() else "not there") for path in files()]
+    folders = [(str(path), "read" if path.exists() else "not there") for path in config_files()]
     folders += [(str(models_folder()), "fetched models"), (str(last_model_file()), "the model used last")]
     if as_json:
         print_json({"command": name, "files": dict(folders), "settings": settings})

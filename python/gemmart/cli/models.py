@@ -25,7 +25,7 @@ def model_and_rest(arguments: Sequence[str], given: dict[str, Any]) -> tuple[str
     and is no file is a prompt for the model that a setting names, or the default one."""
     rest = list(arguments)
     is_prompt = len(rest) == 1 and len(rest[0].split()) > 1 and not os.path.exists(os.path.expanduser(rest[0]))
-    model: str | None = given["model_option"] if _typed_model() or is_prompt or not rest else rest.pop(0)
+    model: str | None = given["model_option"] if _typed_option() or is_prompt or not rest else rest.pop(0)
     if len(rest) > 1:
         raise click.UsageError(f"{rest[1]!r}: too many arguments; a prompt of several words needs quotes")
     return model, rest
@@ -33,7 +33,7 @@ def model_and_rest(arguments: Sequence[str], given: dict[str, Any]) -> tuple[str
 
 def only_model(arguments: Sequence[str], given: dict[str, Any]) -> str | None:
     """The model, from -m or the argument, or else a setting, where there are no other arguments."""
-    names = [*([given["model_option"]] if _typed_model() else []), *arguments]
+    names = typed_models(arguments, given)
     if len(names) > 1:
         raise click.UsageError(f"{names[1]!r}: too many arguments")
     name: str | None = names[0] if names else given["model_option"]
@@ -44,7 +44,7 @@ def resolve_model(ref: str | None, given: dict[str, Any], messages: Messages) ->
     """Find the model, fetching it if need be; None is the one that was used last, or else the default one."""
     from gemmart import sources
 
-    ref = ref or _last_or_default(given["offline"], messages)
+    ref = ref or last_or_default(given["offline"], messages)
     with messages.progress() as progress:
         return sources.resolve(ref, offline=given["offline"], progress=progress, notice=messages.warn)
 
@@ -53,7 +53,7 @@ def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **mor
     """Load the model, and remember that it was used."""
     import gemmart
 
-    found = ref or _last_or_default(given["offline"], messages)
+    found = ref or last_or_default(given["offline"], messages)
     with messages.progress() as progress:
         model = gemmart.load(
             found,
@@ -86,7 +86,12 @@ def last_model_file() -> Path:
     return user_state_path("gemmart") / "last-model"
 
 
-def _typed_model() -> bool:
+def typed_models(arguments: Sequence[str], given: dict[str, Any]) -> list[str]:
+    """-m and the arguments, as far as they stand on the command line."""
+    return [*([given["model_option"]] if _typed_option() else []), *arguments]
+
+
+def _typed_option() -> bool:
     """Whether -m stands on the command line."""
     return click.get_current_context().get_parameter_source("model_option") is ParameterSource.COMMANDLINE
 
@@ -95,10 +100,15 @@ def _remember(ref: str) -> None:
     path = os.path.abspath(os.path.expanduser(ref))
     with contextlib.suppress(OSError):  # a convenience, which a read-only home must not spoil
         last_model_file().parent.mkdir(parents=True, exist_ok=True)
-        last_model_file().write_text(path if os.path.exists(path) else ref, encoding="utf-8")
+        last_model_file().write_text(path if _is_here(path) else ref, encoding="utf-8")
 
 
-def _last_or_default(offline: bool, messages: Messages) -> str | None:
+def _is_here(path: str) -> bool:
+    """Whether a path, ARCHIVE@ENTRY or the common name of .cat slices stands for something on this machine."""
+    return any(map(os.path.exists, (path, path.rpartition("@")[0] or path, f"{path}.cat0")))
+
+
+def last_or_default(offline: bool, messages: Messages) -> str | None:
     """The model for who names none; None stands for the default one, which on a terminal is asked for before it is
     fetched."""
     from gemmart import sources
@@ -106,9 +116,11 @@ def _last_or_default(offline: bool, messages: Messages) -> str | None:
 
     with contextlib.suppress(OSError, UnicodeDecodeError):
         last = last_model_file().read_text(encoding="utf-8").strip()
-        if last and not (os.path.isabs(last) and not os.path.exists(last)):
+        if last and (not os.path.isabs(last) or _is_here(last)):
             messages.note(f"model: {last}, as last time")
             return last
+        if last:
+            messages.warn(f"the model of last time, {last}, is gone; taking the default one")
     if not offline and sys.stdin.isatty() and sys.stderr.isatty():
         try:
             sources.resolve(sources.DEFAULT, offline=True)

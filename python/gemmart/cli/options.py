@@ -29,13 +29,14 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         from gemmart.cli.settings import settings_of
 
-        group, parent = (ctx.parent.command, ctx.parent) if ctx.parent else (None, ctx)
-        commands: dict[str, click.Command] = {self.name or "": self}
-        if isinstance(group, click.Group):
-            commands = {
-                name: found for name in group.list_commands(parent) if (found := group.get_command(parent, name))
-            }
-        settings = settings_of(self, commands)
+        def all_commands() -> dict[str, click.Command]:
+            parent = ctx.find_root()
+            if not isinstance(parent.command, click.Group):
+                return {self.name or "": self}
+            names = parent.command.list_commands(parent)
+            return {name: found for name in names if (found := parent.command.get_command(parent, name))}
+
+        settings = settings_of(self, all_commands)
         ctx.default_map = {name: setting.value for name, setting in settings.items()}
         ctx.meta["gemmart.settings"] = settings
         return super().parse_args(ctx, args)
@@ -95,7 +96,7 @@ class Option(click.Option):
 
 
 class ModelName(click.ParamType[str]):
-    """Names of models, which a shell completes with the short names and with files."""
+    """Names of models, which a shell completes with the short names, with what is here, and with files."""
 
     name = "model"
 
@@ -103,10 +104,11 @@ class ModelName(click.ParamType[str]):
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from gemmart.sources import aliases
+        from gemmart.sources import aliases, installed
 
-        names = [CompletionItem(name) for name in aliases() if name.startswith(incomplete)]
-        return [*names, CompletionItem(incomplete, type="file")]
+        names = [*aliases(), *(model.ref for model in installed.models())]
+        known = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return [*known, CompletionItem(incomplete, type="file")]
 
 
 def size(text: str) -> int:
@@ -240,13 +242,16 @@ chat_options = options(
 )
 llamafile_options = options(
     "From llamafile",
-    (("--fast", "--v2", "fast"), flag("there is one way to compute, and one server", accepted=True)),
-    (("--nologo", "--ascii", "nologo"), flag("there is no logo", accepted=True)),
+    (("--fast",), flag("there is one way to compute", accepted=True)),
+    (("--v2",), flag("there is one server", accepted=True)),
+    (("--nologo",), flag("there is no logo", accepted=True)),
+    (("--ascii",), flag("there is no logo", accepted=True)),
     (("-fa", "--flash-attn"), flag("attention is always fused", accepted=True)),
     (("-cb", "--cont-batching"), flag("requests always run together", accepted=True)),
     (("--no-warmup",), flag("there is no warm-up", accepted=True)),
     (("--unsecure",), flag("there is no sandbox to leave out", accepted=True)),
-    (("--tinyblas", "--nocompile", "--no-compile", "tinyblas"), flag("this release has no GPU module", accepted=True)),
+    (("--tinyblas",), flag("this release has no GPU module", accepted=True)),
+    (("--no-compile", "--nocompile"), flag("this release has no GPU module", accepted=True)),
 )
 context_options = options(
     "Context",
@@ -284,9 +289,9 @@ def device_of(given: dict[str, Any]) -> dict[str, Any]:
     return {"gpu": "none" if given["gpu"] == "disable" else given["gpu"], "ngl": int(ngl) if ngl.isdecimal() else ngl}
 
 
-def check_effect(mode: str, told: str, messages: Messages) -> None:
-    """Raise UsageError for a flag on the command line that has no effect in `mode`, which `told` names; note those that
-    are only accepted."""
+def check_effect(modes: Collection[str], told: str, messages: Messages) -> None:
+    """Raise UsageError for a flag on the command line that has no effect in any of `modes`, which `told` names; note
+    those that are only accepted."""
     ctx = click.get_current_context()
     for option in ctx.command.params:
         typed = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
@@ -294,7 +299,7 @@ def check_effect(mode: str, told: str, messages: Messages) -> None:
             continue
         if option.accepted:
             messages.note(f"{option.flag}: accepted, but without effect: {option.help}")
-        elif option.modes is not None and mode not in option.modes:
+        elif option.modes is not None and not set(modes) & set(option.modes):
             raise click.UsageError(f"{option.flag}: has no effect {told}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gemmart.cli.models import only_model
+from gemmart.cli.models import last_or_default, only_model
 from gemmart.cli.options import (
     AT_LEAST_1,
     MODEL,
@@ -44,7 +44,7 @@ def command(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
     messages = messages_of(given)
     with messages.progress() as progress:
         found = gemmart.plan(
-            only_model(arguments, given),
+            only_model(arguments, given) or last_or_default(given["offline"], messages),
             ctx=given["ctx"] or None,
             parallel=parallel,
             batch=given["batch"],

@@ -202,18 +202,25 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
     if given["use_args"]:
         from gemmart.cli import packed
 
-        packed.use(resolve_model(model_and_rest(arguments, given)[0], given, messages), given)
+        archive, _ = model_and_rest(arguments, given)
+        if archive is None:
+            raise click.UsageError("--use-args: name the model whose flags are meant")
+        packed.use(resolve_model(archive, given, messages), given)
     if given["server"]:
-        check_effect("server", "with --server", messages)
+        check_effect({"server"}, "with --server", messages)
         return serve(_served(arguments, given), given, messages)
     model_name, prompt, system = _prompt(arguments, given, messages)
     if prompt is None and given["as_json"]:
         raise click.UsageError("--json: needs a prompt")
-    mode, told = ("chat", "in a chat") if prompt is None else ("answer", "with a prompt")
+    behind = prompt is None and sys.stdin.isatty() and not (given["chat"] or given["no_server"])
     if given["raw"]:
-        mode, told = "cli", "with --cli: the prompt is completed as it stands"
-    check_effect(mode, told, messages)
-    behind = mode == "chat" and sys.stdin.isatty() and not (given["chat"] or given["no_server"])
+        check_effect({"cli"}, "with --cli: the prompt is completed as it stands", messages)
+    elif prompt is not None:
+        check_effect({"answer"}, "with a prompt", messages)
+    elif behind:
+        check_effect({"chat", "server"}, "in a chat", messages)
+    else:
+        check_effect({"chat"}, "in a chat without a server", messages)
     parallel = (given["parallel"] or 2) if behind else 1
     generation = _generation(given)
     with ExitStack() as opened:

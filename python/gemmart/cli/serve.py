@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SECONDS = click.FloatRange(min=0)
 
-SERVING = ("chat", "server")  # the modes with a server
+SERVING = ("server",)  # the mode, which a chat with a server behind it is in too
 
 server_options = options(
     "Server",
@@ -154,7 +154,7 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
     The server listens while the model loads. Ctrl-C or SIGTERM lets running answers end; a second one ends at once.
     """
     messages = messages_of(given)
-    check_effect("server", "in a server", messages)
+    check_effect({"server"}, "in a server", messages)
     return serve(only_model(arguments, given), given, messages)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,17 @@ class Setting:
     path: Path
 
 
-def files() -> list[Path]:
-    """The configuration files, the weaker first; they need not exist."""
-    from platformdirs import site_config_path, user_config_path
+def settings_of(command: click.Command, all_commands: Callable[[], dict[str, click.Command]]) -> dict[str, Setting]:
+    """What the files set for `command`, by parameter name. `all_commands` is called, which imports them, only where
+    there is a file. Raises UsageError for a file that is not TOML or a name that no command knows."""
+    from gemmart.places import config_files
 
-    return [folder("gemmart") / "config.toml" for folder in (site_config_path, user_config_path)]
-
-
-def settings_of(command: click.Command, commands: dict[str, click.Command]) -> dict[str, Setting]:
-    """What the files set for `command`, one of `commands`, by parameter name. Raises UsageError for a file that is not
-    TOML or a name that no command knows."""
     known = _names(command)
     found: dict[str, Setting] = {}
-    for path in files():
-        for key, setting in _read(path, command.name, commands):
+    for path in config_files():
+        if not path.exists():
+            continue
+        for key, setting in _read(path, command.name, all_commands()):
             if key in known:
                 found[known[key]] = setting
     return found
@@ -52,8 +49,6 @@ def _read(path: Path, name: str | None, commands: dict[str, click.Command]) -> I
     """The settings of a file that `name` may use: the common ones, then those of its table."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: {error}") from None
     common = {key: value for key, value in table.items() if not isinstance(value, dict)}

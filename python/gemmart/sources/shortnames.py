@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from platformdirs import site_config_path, user_config_path
-
 from gemmart.errors import InvalidRequest
+from gemmart.places import config_files
 
 QUANT = re.compile(r"(I?Q\d|TQ\d|B?F\d\d|MXFP\d)\w*", re.IGNORECASE)
 
@@ -60,8 +59,8 @@ def _own() -> dict[str, Alias]:
 
 def _users() -> dict[str, Alias]:
     found: dict[str, Alias] = {}
-    for folder in (site_config_path, user_config_path):
-        found.update(_read(folder("gemmart") / "config.toml"))
+    for path in config_files():
+        found.update(_read(path))
     return found
 
 

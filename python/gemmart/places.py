@@ -1,0 +1,12 @@
+"""Where the configuration files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from platformdirs import site_config_path, user_config_path
+
+
+def config_files() -> list[Path]:
+    """The configuration files, the weaker first; they need not exist."""
+    return [folder("gemmart") / "config.toml" for folder in (site_config_path, user_config_path)]
