@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 import gemmart
@@ -299,3 +300,12 @@ def test_manual_roles(chat: Chat) -> None:
     screen.type("/manual off\r")
     screen.until_shown("the model answers")
     assert user_messages(screen) == ["hello", "what"]
+
+
+def test_one_answer_tells_how_much_of_a_long_prompt_is_read(chat: Chat) -> None:
+    screen = chat("-p", "word " * 3000, "-b", "1", "-n", "3", wait=False)
+    screen.until_shown("reading prompt")
+    assert "reading prompt" not in screen.until_shown("tokens/s")
+    screen = chat("-p", "word " * 3000, "-b", "1", "-n", "3", "-q", wait=False)
+    screen.child.expect(pexpect.EOF)
+    assert b"reading prompt" not in screen.child.before

@@ -296,12 +296,13 @@ def _answer(
     else:
         turns = [{"role": "system", "content": system}] if system is not None else []
         stream = model.stream_chat([*turns, {"role": "user", "content": prompt}], **generation)
+    output = Output()
+    with messages.progress() as progress:
+        stream.progress = progress
+        completion = finish(stream, lambda text: None) if given["as_json"] else output.answer(stream)
     if given["as_json"]:
-        completion = finish(stream, lambda text: None)
         print_json(_as_dict(model, completion))
     else:
-        output = Output()
-        completion = output.answer(stream)
         if output.is_terminal or not given["raw"]:
             output.end_line()
         if completion.finish_reason == "length":
