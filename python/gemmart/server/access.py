@@ -17,24 +17,28 @@ from starlette.types import Scope
 from gemmart.errors import InvalidRequest
 from gemmart.server.errors import HttpError
 
-OPEN_PATHS = ("/health",)
-"""What needs no key."""
-
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Access:
     def __init__(
-        self, *, keys: Sequence[str], allowed_hosts: Sequence[str], cors_origins: Sequence[str], local: bool
+        self,
+        *,
+        keys: Sequence[str],
+        allowed_hosts: Sequence[str],
+        cors_origins: Sequence[str],
+        local: bool,
+        open_paths: Sequence[str],
     ) -> None:
         """`allowed_hosts`: names beside our own, "*" for all. `cors_origins`: pages that may ask, as
-        "https://example.com", "*" for all. `local`: only this machine reaches the server. Raises InvalidRequest for a
-        key that no header can carry, and for what is no origin."""
+        "https://example.com", "*" for all. `local`: only this machine reaches the server. `open_paths` need no key.
+        Raises InvalidRequest for a key that no header can carry, and for what is no origin."""
         for key in keys:
             if not key or not key.isascii() or not key.isprintable() or key.strip() != key:
                 raise InvalidRequest("an API key is empty, or not of visible ASCII characters alone")
         self._keys = [key.encode() for key in keys]
         self._local = local
+        self._open_paths = frozenset(open_paths)
         self._allowed_hosts = {host.lower().rstrip(".") for host in allowed_hosts}
         self._any_origin = "*" in cors_origins
         self._origins = {_origin(origin) for origin in cors_origins if origin != "*"}
@@ -61,7 +65,7 @@ class Access:
 
     def check_key(self, scope: Scope) -> None:
         """Raises HttpError 401 where there are keys and none of them is given."""
-        if self._keys and _path(scope) not in OPEN_PATHS and not self._key(scope):
+        if self._keys and _path(scope) not in self._open_paths and not self._key(scope):
             raise HttpError(
                 401,
                 "invalid_api_key",

@@ -1,4 +1,4 @@
-"""The application: its routes, and what surrounds each of them."""
+"""The application: what surrounds each endpoint."""
 
 from __future__ import annotations
 
@@ -20,27 +20,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemmart import __version__
 from gemmart.model import Model
-from gemmart.server import limits, openai, status, tokens
+from gemmart.server import limits
 from gemmart.server.access import Access
+from gemmart.server.endpoints import ENDPOINTS
 from gemmart.server.errors import ClientGone, HttpError, answers_errors, draining, loading
 from gemmart.server.generation import Generation
 from gemmart.server.metrics import Metrics
 
 log = logging.getLogger("gemmart.server")
 
-ROUTES = [
-    Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
-    Route("/v1/completions", openai.completions, methods=["POST"]),
-    Route("/v1/models", openai.models, methods=["GET"]),
-    Route("/v1/models/{id:path}", openai.model, methods=["GET"]),
-    Route("/tokenize", tokens.tokenize, methods=["POST"]),
-    Route("/detokenize", tokens.detokenize, methods=["POST"]),
-    Route("/apply-template", tokens.apply_template, methods=["POST"]),
-    Route("/health", status.health, methods=["GET"]),
-    Route("/props", status.props, methods=["GET"]),
-    Route("/metrics", status.metrics, methods=["GET"]),
-]
-PATHS: dict[object, str] = {route.endpoint: route.path for route in ROUTES}
+PATHS: dict[object, str] = {endpoint.handler: endpoint.path for endpoint in ENDPOINTS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +71,13 @@ class App:
             allowed_hosts=options.allowed_hosts,
             cors_origins=options.cors_origins,
             local=local,
+            open_paths=[endpoint.path for endpoint in ENDPOINTS if not endpoint.key],
         )
         self.metrics = Metrics(lambda: self._model.n_requests if self._model else (0, 0))
         self.is_draining = False
         self._under_way: set[Generation] = set()
-        self._router = Router(ROUTES, redirect_slashes=False)
+        routes = [Route(endpoint.path, endpoint.handler, methods=[endpoint.method]) for endpoint in ENDPOINTS]
+        self._router = Router(routes, redirect_slashes=False)
         self._inner: ASGIApp = answers_errors(self._with_key)
         if options.cors_origins:
             self._inner = CORSMiddleware(
