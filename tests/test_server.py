@@ -401,6 +401,8 @@ def test_metrics(model: gemmart.Model) -> None:
     assert 'gemmart_requests_total{path="/v1/chat/completions",status="200"} 1.0' in text
     assert 'gemmart_requests_total{path="",status="404"} 1.0' in text
     assert "gemmart_running 0.0" in text
+    assert f"gemmart_kv_pages {model.kv_pages.total}.0" in text
+    assert "gemmart_kv_pages_held 0.0" in text
     assert "secret" not in text
 
 

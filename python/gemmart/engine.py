@@ -29,7 +29,7 @@ from gemmart.errors import (
     NumericError,
     OutOfMemory,
 )
-from gemmart.results import Completion, Delta, Prefill, Timings, TokenLogprob, Usage
+from gemmart.results import Completion, Delta, KvPages, Prefill, Timings, TokenLogprob, Usage
 from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
 from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
@@ -98,6 +98,8 @@ class Engine:
         self._wake = threading.Condition()
         self._closing = False
         self._n_steps = 0
+        self.pages = self._count_pages()
+        """How many there are, are held by sequences and are kept for their contents, since the last step."""
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._loop, name="gemmart-engine", daemon=True)
         self._thread.start()
@@ -285,6 +287,12 @@ class Engine:
                 self._kv.free(sequence.id)
                 sequence.speculation.close()
         self._active = [s for s in self._active if not s.finished]
+        self.pages = self._count_pages()
+
+    def _count_pages(self) -> KvPages:
+        groups = [group for group in self._kv.stats().values() if isinstance(group, dict)]
+        total, free, cached = (sum(group[name] for group in groups) for name in ("n_pages", "n_free", "n_cached"))
+        return KvPages(total, total - free - cached, cached)
 
 
 class _Sequence:

@@ -25,7 +25,7 @@ from gemmart.errors import InternalError, InvalidRequest, TemplateError
 from gemmart.machine import available_memory
 from gemmart.memory import check_device, check_fits, make_plan
 from gemmart.progress import Progress, no_progress
-from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Prefill
+from gemmart.results import Completion, Delta, Device, KvPages, MemoryPlan, ModelInfo, Prefill
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
 from gemmart.sources import ModelSource, resolve
@@ -434,6 +434,11 @@ class Model:
     def n_requests(self) -> tuple[int, int]:
         """How many requests are computed now, and how many wait."""
         return self._engine.n_running, self._engine.n_waiting
+
+    @property
+    def kv_pages(self) -> KvPages:
+        """How the cache of keys and values is used, as of the last step."""
+        return self._engine.pages
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Completion:
         """Answer a conversation: dicts with "role" (system, user, assistant, …) and "content". Options as for stream().

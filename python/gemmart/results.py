@@ -79,6 +79,16 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class KvPages:
+    """Pages for keys and values: all of them, those that sequences hold, and those that nobody holds but which are kept
+    for who begins alike."""
+
+    total: int
+    held: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a model file says of itself."""
 

@@ -73,7 +73,7 @@ class App:
             local=local,
             open_paths=[endpoint.path for endpoint in ENDPOINTS if not endpoint.key],
         )
-        self.metrics = Metrics(lambda: self._model.n_requests if self._model else (0, 0))
+        self.metrics = Metrics(lambda: self._model)
         self.is_draining = False
         self._under_way: set[Generation] = set()
         routes = [Route(endpoint.path, endpoint.handler, methods=[endpoint.method]) for endpoint in ENDPOINTS]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from gemmart.model import Model
 from gemmart.results import Completion
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    def __init__(self, load: Callable[[], tuple[int, int]]) -> None:
-        """`load`: how many requests run now, and how many wait."""
+    def __init__(self, model: Callable[[], Model | None]) -> None:
+        """`model`: the one that is served, once it is loaded."""
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("gemmart_requests", "HTTP requests answered.", ["path", "status"], registry=registry)
         self._prompt = Counter("gemmart_prompt_tokens", "Tokens of prompts.", registry=registry)
@@ -23,10 +25,15 @@ class Metrics:
         self._first = Histogram(
             "gemmart_first_token_seconds", "From a request to its first token.", buckets=SECONDS, registry=registry
         )
-        running = Gauge("gemmart_running", "Sequences that are computed now.", registry=registry)
-        running.set_function(lambda: load()[0])
-        waiting = Gauge("gemmart_waiting", "Sequences that wait to be.", registry=registry)
-        waiting.set_function(lambda: load()[1])
+        gauges: dict[str, tuple[str, Callable[[Model], int]]] = {
+            "gemmart_running": ("Sequences that are computed now.", lambda model: model.n_requests[0]),
+            "gemmart_waiting": ("Sequences that wait to be.", lambda model: model.n_requests[1]),
+            "gemmart_kv_pages": ("Pages for keys and values.", lambda model: model.kv_pages.total),
+            "gemmart_kv_pages_held": ("Of these, held by sequences.", lambda model: model.kv_pages.held),
+            "gemmart_kv_pages_cached": ("Of these, kept as computed prefixes.", lambda model: model.kv_pages.cached),
+        }
+        for name, (help, value) in gauges.items():
+            Gauge(name, help, registry=registry).set_function(partial(_value, model, value))
 
     def count_request(self, path: str, status: int) -> None:
         """`path`: one of the route table, or "" for any other."""
@@ -42,3 +49,8 @@ class Metrics:
     def text(self) -> tuple[bytes, str]:
         """The counters, and their media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+def _value(model: Callable[[], Model | None], of: Callable[[Model], int]) -> int:
+    found = model()
+    return 0 if found is None else of(found)
