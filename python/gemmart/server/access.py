@@ -65,7 +65,7 @@ class Access:
 
     def check_key(self, scope: Scope) -> None:
         """Raises HttpError 401 where there are keys and none of them is given."""
-        if self._keys and _path(scope) not in self._open_paths and not self._key(scope):
+        if self._keys and path_of(scope) not in self._open_paths and not self._key(scope):
             raise HttpError(
                 401,
                 "invalid_api_key",
@@ -120,7 +120,8 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
+    """The path as the application sees it, behind what a proxy takes."""
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 

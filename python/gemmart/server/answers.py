@@ -1,223 +1,171 @@
-"""The JSON of OpenAI's answers, whole and in chunks."""
+"""What every protocol does alike: a call is started in the engine, and its answer is sent whole or as a stream.
+
+A protocol reads its requests into a Call, and has a Shape for what comes of it."""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.results import Completion, TokenLogprob
-from gemmart.server.generation import DONE, PING, Choice, Generation, Placed, data
-from gemmart.tokenizer import Tokenizer
+from gemmart.engine import Event
+from gemmart.engine import Request as EngineRequest
+from gemmart.errors import GemmartError
+from gemmart.results import Completion, Usage
+from gemmart.sampling import RANGES, Sampling
+from gemmart.server.generation import Choice, EventStream, Generation, Placed, Prepare, while_connected
 
 if TYPE_CHECKING:
     from gemmart.server.app import App, Record
 
-NEVER = -9999.0
-"""What stands for a log-probability of minus infinity, which JSON cannot hold."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a request asks for; None is the model's default. As for Model.stream()."""
 
-class Shape(Protocol):
-    """What chats and completions do differently."""
-
-    prefix: str  # of an answer's id
-    object: str
-    chunk_object: str
-
-    def whole(self, index: int, choice: Choice) -> dict[str, Any]: ...
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        """What the stream of a choice begins with."""
-
-    def part(self, index: int, text: str, logprobs: Sequence[Placed], finish_reason: str | None) -> dict[str, Any]:
-        """A piece of a choice."""
-
-
-class Chat:
-    """Chat completions."""
-
-    prefix = "chatcmpl-"
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
-        assert choice.result is not None
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": self._logprobs(choice.logprobs) if choice.result.logprobs is not None else None,
-            "finish_reason": choice.result.finish_reason,
-        }
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        return self._chunk(index, {"role": "assistant", "content": ""})
-
-    def part(self, index: int, text: str, logprobs: Sequence[Placed], finish_reason: str | None) -> dict[str, Any]:
-        delta = {} if finish_reason else {"content": text}
-        return self._chunk(index, delta) | {
-            "logprobs": self._logprobs(logprobs) if logprobs else None,
-            "finish_reason": finish_reason,
-        }
-
-    @staticmethod
-    def _chunk(index: int, delta: dict[str, Any]) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def _logprobs(self, logprobs: Sequence[Placed]) -> dict[str, Any]:
-        content = [
-            self._token(logprob.token, logprob.logprob)
-            | {"top_logprobs": [self._token(token, value) for token, value in logprob.top]}
-            for _, logprob in logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self._tokenizer.piece(token)
-        return {"token": piece.decode(errors="replace"), "bytes": list(piece), "logprob": max(logprob, NEVER)}
-
-
-class Text:
-    """Completions."""
-
-    prefix = "cmpl-"
-    object = chunk_object = "text_completion"
-
-    def __init__(self, tokenizer: Tokenizer, echo: Sequence[str] | None, n: int) -> None:
-        """`echo`: the text of each prompt, to be repeated before its `n` answers."""
-        self._tokenizer = tokenizer
-        self._echo = echo
-        self._n = n
-
-    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
-        assert choice.result is not None
-        found = self.part(index, self._echoed(index) + choice.text, choice.logprobs, choice.result.finish_reason)
-        if choice.result.logprobs is not None:
-            found["logprobs"] = self._logprobs(choice.logprobs)
-        return found
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        text = self._echoed(index)
-        return self.part(index, text, [], None) if text else None
-
-    def part(self, index: int, text: str, logprobs: Sequence[Placed], finish_reason: str | None) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs(logprobs) if logprobs else None,
-            "finish_reason": finish_reason,
-        }
-
-    def _echoed(self, index: int) -> str:
-        return self._echo[index // self._n] if self._echo else ""
-
-    def _logprobs(self, logprobs: Sequence[Placed]) -> dict[str, Any]:
-        return {
-            "tokens": [self._name(logprob.token) for _, logprob in logprobs],
-            "token_logprobs": [max(logprob.logprob, NEVER) for _, logprob in logprobs],
-            "top_logprobs": [self._top(logprob) for _, logprob in logprobs],
-            "text_offset": [begin for begin, _ in logprobs],
-        }
-
-    def _top(self, logprob: TokenLogprob) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for token, value in logprob.top:  # best first; of tokens that are written alike the best stays
-            found.setdefault(self._name(token), max(value, NEVER))
-        return found
-
-    def _name(self, token: int) -> str:
-        return self._tokenizer.piece(token).decode(errors="replace")
+    prompts: Sequence[Callable[[], list[int]]]  # each gives its token ids, on another thread
+    sampling: Sampling
+    n: int = 1  # choices for each prompt
+    seed: int | None = None  # of the first choice; the i-th has seed + i
+    max_tokens: int | None = None
+    stop: str | Sequence[str] | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    stream: bool = False
 
 
 class Answer:
-    """The answer to one call."""
+    """The choices of a call as they grow."""
 
-    def __init__(self, app: App, record: Record, shape: Shape, generation: Generation, n_prompts: int, n: int) -> None:
+    def __init__(self, app: App, record: Record, call: Call, generation: Generation) -> None:
         self._app = app
         self._record = record
-        self._shape = shape
         self._generation = generation
-        self._choices = [Choice(app.model.tokenizer) for _ in range(n_prompts * n)]
-        self._n = n
-        self._head = {
-            "id": shape.prefix + secrets.token_hex(12),
-            "object": shape.object,
-            "created": int(time.time()),
-            "model": app.model_id,
-            "system_fingerprint": app.fingerprint,
-        }
+        self._n = call.n
+        self.choices = [Choice(app.model.tokenizer) for _ in range(len(call.prompts) * call.n)]
 
-    async def whole(self) -> dict[str, Any]:
+    @property
+    def results(self) -> list[Completion]:
+        """Of those choices that are finished."""
+        return [choice.result for choice in self.choices if choice.result]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts; known from the beginning."""
+        return sum(self._generation.prompt_tokens[:: self._n])
+
+    @property
+    def usage(self) -> Usage:
+        """Of the finished answer; a prompt counts once."""
+        firsts = self.results[:: self._n]
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=sum(result.usage.completion_tokens for result in self.results),
+            cached_tokens=sum(result.usage.cached_tokens for result in firsts),
+        )
+
+    async def whole(self, shape: Shape) -> Any:
+        """The JSON of the finished answer."""
         async for event in self._generation.events():
             if event:
-                self._choices[event[0]].push(event[1])
-        choices = [self._shape.whole(index, choice) for index, choice in enumerate(self._choices)]
-        results = self._results()
-        return self._head | {"choices": choices, "usage": self._usage(results), "timings": timings(results[0])}
+                self.choices[event[0]].push(event[1])
+        self._count()
+        return shape.whole(self)
 
-    async def stream(self, include_usage: bool) -> AsyncIterator[bytes]:
-        head = self._head | {"object": self._shape.chunk_object}
-        usage = {"usage": None} if include_usage else {}
-        for index in range(len(self._choices)):
-            if first := self._shape.first(index):
-                yield data(head | {"choices": [first]} | usage)
+    async def stream(self, shape: Shape) -> AsyncIterator[bytes]:
+        yield shape.begin(self)
         async for event in self._generation.events():
             if event is None:
-                yield PING
+                yield shape.ping
                 continue
             index = event[0]
-            choice = self._choices[index]
+            choice = self.choices[index]
             text, logprobs = choice.push(event[1])
             if text or logprobs:
-                yield data(head | {"choices": [self._shape.part(index, text, logprobs, None)]} | usage)
+                yield shape.part(index, text, logprobs)
             if choice.result:
-                last = self._shape.part(index, "", [], choice.result.finish_reason)
-                yield data(head | {"choices": [last]} | usage | {"timings": timings(choice.result)})
-        found = self._usage(self._results())
-        if include_usage:
-            yield data(head | {"choices": [], "usage": found})
-        yield DONE
+                yield shape.last(index, choice.result)
+        self._count()
+        yield shape.end(self)
 
-    def _results(self) -> list[Completion]:
-        return [choice.result for choice in self._choices if choice.result]
-
-    def _usage(self, results: Sequence[Completion]) -> dict[str, Any]:
-        """Of the finished answer; also tells the log and the counters."""
-        firsts = results[:: self._n]  # a prompt counts once
-        n_prompt = sum(result.usage.prompt_tokens for result in firsts)
-        n_cached = sum(result.usage.cached_tokens for result in firsts)
-        n_answer = sum(result.usage.completion_tokens for result in results)
-        self._record.prompt_tokens, self._record.completion_tokens = n_prompt, n_answer
-        self._app.metrics.count_answers(results)
-        return {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": n_answer,
-            "total_tokens": n_prompt + n_answer,
-            "prompt_tokens_details": {"cached_tokens": n_cached},
-            "seed": results[0].seed,
-        }
+    def _count(self) -> None:
+        """Tell the log and the counters."""
+        usage = self.usage
+        self._record.prompt_tokens, self._record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        self._app.metrics.count_answers(self.results)
 
 
-def timings(result: Completion) -> dict[str, Any]:
-    """How fast an answer came, in llama.cpp's words."""
-    usage, times = result.usage, result.timings
-    return {
-        "cache_n": usage.cached_tokens,
-        "prompt_n": usage.prompt_tokens - usage.cached_tokens,
-        "prompt_ms": 1000 * times.prompt_s,
-        "prompt_per_second": times.prompt_tokens_per_s(usage),
-        "predicted_n": usage.completion_tokens,
-        "predicted_ms": 1000 * times.generate_s,
-        "predicted_per_second": times.tokens_per_s(usage),
-        "draft_n": times.drafted_tokens,
-        "draft_n_accepted": times.accepted_tokens,
-    }
+class Shape(Protocol):
+    """An answer in a protocol's words: whole, or in pieces of a stream, each of which may be of several events, or of
+    none."""
+
+    media_type: str  # of the stream
+    ping: bytes  # that it lives, while nothing comes
+
+    def whole(self, answer: Answer) -> Any:
+        """The JSON of all."""
+
+    def begin(self, answer: Answer) -> bytes: ...
+
+    def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
+        """More of the choice `index`."""
+
+    def last(self, index: int, result: Completion) -> bytes:
+        """The choice `index` has ended."""
+
+    def end(self, answer: Answer) -> bytes:
+        """All have."""
+
+    def failed(self, error: GemmartError, request_id: str) -> bytes:
+        """Instead of what else would have come."""
+
+
+async def answer(request: Request, call: Call, shape: Shape) -> Response:
+    """Do what `call` asks for; whoever leaves ends it. Raises what Model.prepare() raises, HttpError, ClientGone."""
+    app: App = request.app
+    salt = app.access.salt(request.scope)
+    generation = app.admit()
+    try:
+        await generation.start([_prepare(app, call, encode, salt) for encode in call.prompts], call.n)
+        found = Answer(app, request.scope["gemmart"], call, generation)
+        if call.stream:
+            return EventStream(generation, found.stream(shape), shape.media_type, shape.failed)
+        whole = await while_connected(request.receive, found.whole(shape))
+    except BaseException:
+        generation.close()
+        raise
+    generation.close()
+    return as_json(whole)
+
+
+def _prepare(app: App, call: Call, encode: Callable[[], list[int]], salt: int) -> Prepare:
+    ids: list[int] = []
+
+    def prepare(emit: Callable[[Event], object], choice: int) -> EngineRequest:
+        if not ids:
+            ids.extend(encode())
+        return app.model.prepare(
+            ids,
+            call.sampling,
+            emit=emit,
+            seed=call.seed if call.seed is None or choice == 0 else (call.seed + choice) % 2**64,
+            max_tokens=call.max_tokens,
+            stop=call.stop,
+            logprobs=call.logprobs,
+            ignore_eos=call.ignore_eos,
+            salt=salt,
+        )
+
+    return prepare
+
+
+def sampling_of(options: object, **more: Any) -> Sampling:
+    """From a request's fields, of those that it has. Raises InvalidRequest for a value outside its range."""
+    return Sampling(**{name: getattr(options, name, None) for name in RANGES}, **more)
 
 
 def as_json(value: Any) -> Response:

@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gemmart import __version__
 from gemmart.model import Model
 from gemmart.server import limits
-from gemmart.server.access import Access
-from gemmart.server.endpoints import ENDPOINTS
-from gemmart.server.errors import ClientGone, HttpError, answers_errors, draining, loading
+from gemmart.server.access import Access, path_of
+from gemmart.server.endpoints import ENDPOINTS, dialect_of
+from gemmart.server.errors import ClientGone, Dialect, HttpError, answers_errors, draining, loading
 from gemmart.server.generation import Generation
 from gemmart.server.metrics import Metrics
 
@@ -51,6 +51,7 @@ class AppOptions:
 class Record:
     """What the log says of a request."""
 
+    dialect: Dialect
     id: str = field(default_factory=lambda: "req_" + secrets.token_hex(12))
     status: int = 0
     error: str | None = None
@@ -96,13 +97,14 @@ class App:
             await self._router(scope, receive, send)
             return
         scope["app"] = self
-        record = scope["gemmart"] = Record()
+        record = scope["gemmart"] = Record(dialect_of(path_of(scope)))
         began = time.monotonic()
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", record.id.encode())]}
+                ids = [(name, record.id.encode()) for name in record.dialect.id_headers]
+                message = {**message, "headers": [*message["headers"], *ids]}
             await send(message)
 
         try:

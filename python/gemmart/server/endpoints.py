@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemmart.server import openai, schema, status, tokens
+from gemmart.server.errors import OPENAI, Dialect
+from gemmart.server.generation import EVENTS
 
 JSON = "application/json"
-EVENTS = "text/event-stream"
 GENERATION = (404, 429, 504)
 """Statuses of what names a model, waits its turn and takes its time."""
 
@@ -69,3 +70,10 @@ ENDPOINTS = (
     Endpoint("GET", "/props", status.props, "Tell the settings"),
     Endpoint("GET", "/metrics", status.metrics, "Tell the counters, for Prometheus", media="text/plain"),
 )
+
+DIALECTS: tuple[tuple[str, Dialect], ...] = ()
+"""How errors read on the paths that begin so, whether they exist or not; on all others as OpenAI has them."""
+
+
+def dialect_of(path: str) -> Dialect:
+    return next((dialect for prefix, dialect in DIALECTS if path.startswith(prefix)), OPENAI)

@@ -1,9 +1,11 @@
-"""One shape for every refusal: OpenAI's `{"error": {"message", "type", "param", "code"}}`."""
+"""One shape for every refusal: OpenAI's `{"error": {"message", "type", "param", "code"}}`, or that of the protocol to
+which the path belongs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -79,7 +81,7 @@ def public(error: Exception) -> GemmartError:
 
 
 def body(error: GemmartError) -> dict[str, Any]:
-    """The JSON that stands for an error."""
+    """The JSON that stands for an error, as OpenAI has it."""
     status = error.http_status
     found: dict[str, Any] = {
         "message": str(error),
@@ -92,14 +94,25 @@ def body(error: GemmartError) -> dict[str, Any]:
     return {"error": found}
 
 
-def response(error: GemmartError) -> Response:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a protocol tells errors, and the id of a request."""
+
+    body: Callable[[GemmartError, str], dict[str, Any]]  # for an error in the request of that id
+    id_headers: tuple[bytes, ...] = (b"x-request-id",)
+
+
+OPENAI = Dialect(lambda error, request_id: body(error))
+
+
+def response(error: GemmartError, body: dict[str, Any]) -> Response:
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
     if error.http_code in NOT_AGAIN:
         headers["x-should-retry"] = "false"
     if isinstance(error, OutOfMemory):
         headers["Retry-After"] = "1"
     return Response(
-        msgspec.json.encode(body(error)), status_code=error.http_status, headers=headers, media_type="application/json"
+        msgspec.json.encode(body), status_code=error.http_status, headers=headers, media_type="application/json"
     )
 
 
@@ -126,6 +139,6 @@ def answers_errors(app: ASGIApp) -> ASGIApp:
             record.error = told.http_code
             if told.http_status == 500:
                 log.error("%s: %s", record.id, error, exc_info=error)
-            await response(told)(scope, receive, send)
+            await response(told, record.dialect.body(told, record.id))(scope, receive, send)
 
     return wrapped

@@ -14,11 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from gemmart.engine import Event
 from gemmart.engine import Request as EngineRequest
-from gemmart.errors import Cancelled
+from gemmart.errors import Cancelled, GemmartError
 from gemmart.model import Model
 from gemmart.results import Completion, Delta, Prefill, TokenLogprob
 from gemmart.server import limits
-from gemmart.server.errors import ClientGone, HttpError, body, draining, log, public
+from gemmart.server.errors import ClientGone, HttpError, draining, log, public
 from gemmart.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -59,6 +59,11 @@ class Generation:
             self._later[first] = self._requests[first + 1 : first + n]
             self._model.submit(self._requests[first])
         self.is_preparing = False
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """How many each choice's prompt has, once it has begun."""
+        return [len(request.prompt) for request in self._requests]
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | Completion] | None]:
         """(index, event) as they come, up to the Completion of every choice; None where for a while none came. Raises
@@ -170,15 +175,23 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events of a generation, which ends with it. An error that comes after the beginning is an event, and
-    the last one."""
+    """The pieces of a stream, one of events or of lines, over a generation, which ends with it. An error that comes
+    after the beginning is a piece as well, and the last one."""
 
-    def __init__(self, generation: Generation, events: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        pieces: AsyncIterator[bytes],
+        media_type: str,
+        failed: Callable[[GemmartError, str], bytes],
+    ) -> None:
+        """`failed`: the piece for an error in the request of that id."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # not in nginx's buffers either
-        super().__init__(media_type="text/event-stream", headers=headers)
+        super().__init__(media_type=media_type, headers=headers)
         del self.headers["content-length"]
         self._generation = generation
-        self._events = events
+        self._pieces = pieces
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -189,20 +202,21 @@ class EventStream(Response):
     async def _write(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            async for event in self._events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+            async for piece in self._pieces:
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             told = public(error)
             record = scope["gemmart"]
             record.error = told.http_code
             if told.http_status == 500:
                 log.error("%s: %s", record.id, error, exc_info=error)
-            await send({"type": "http.response.body", "body": data(body(told)), "more_body": True})
+            await send({"type": "http.response.body", "body": self._failed(told, record.id), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+EVENTS = "text/event-stream"
 PING = b": ping\n\n"
-DONE = b"data: [DONE]\n\n"
 
 
 def data(value: Any) -> bytes:

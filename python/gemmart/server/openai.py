@@ -10,14 +10,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.engine import Event
-from gemmart.engine import Request as EngineRequest
 from gemmart.errors import InvalidRequest
-from gemmart.sampling import RANGES, Sampling
 from gemmart.server import body, limits
-from gemmart.server.answers import Answer, Chat, Shape, Text, as_json
+from gemmart.server.answers import Call, answer, as_json, sampling_of
 from gemmart.server.errors import unsupported
-from gemmart.server.generation import EventStream, Prepare, while_connected
+from gemmart.server.openai_shapes import Chat, Text
 from gemmart.server.schema import ChatMessage, ChatRequest, CompletionRequest, Options, biases
 
 if TYPE_CHECKING:
@@ -47,7 +44,8 @@ async def chat_completions(request: Request) -> Response:
     app.log_prompt(request, messages)
 
     encode = partial(app.model.chat_tokens, messages, continue_final=bool(asked.continue_final_message))
-    return await _answer(request, asked, Chat(app.model.tokenizer), [encode], max_tokens=max_tokens, logprobs=logprobs)
+    call = _call(asked, [encode], max_tokens=max_tokens, logprobs=logprobs)
+    return await answer(request, call, Chat(app, asked.include_usage))
 
 
 async def completions(request: Request) -> Response:
@@ -67,13 +65,24 @@ async def completions(request: Request) -> Response:
         )
     app.log_prompt(request, prompts)
     echo = [_text_of(app, prompt) for prompt in prompts] if asked.echo else None
-    return await _answer(
-        request,
-        asked,
-        Text(app.model.tokenizer, echo, asked.n or 1),
-        [partial(_encode, app, prompt, special=bool(asked.parse_special)) for prompt in prompts],
-        max_tokens=asked.max_tokens,
-        logprobs=asked.logprobs,
+    encoders = [partial(_encode, app, prompt, special=bool(asked.parse_special)) for prompt in prompts]
+    call = _call(asked, encoders, max_tokens=asked.max_tokens, logprobs=asked.logprobs)
+    return await answer(request, call, Text(app, asked.include_usage, echo, asked.n or 1))
+
+
+def _call(
+    asked: Options, prompts: Sequence[Callable[[], list[int]]], *, max_tokens: int | None, logprobs: int | None
+) -> Call:
+    return Call(
+        prompts=prompts,
+        sampling=sampling_of(asked, logit_bias=biases(asked.logit_bias)),
+        n=asked.n or 1,
+        seed=asked.seed,
+        max_tokens=max_tokens,
+        stop=asked.stop,
+        logprobs=logprobs,
+        ignore_eos=bool(asked.ignore_eos),
+        stream=bool(asked.stream),
     )
 
 
@@ -96,11 +105,6 @@ def _encode(app: App, prompt: str | list[int], *, special: bool) -> list[int]:
     return app.model.tokenize(prompt, bos=True, special=special) if isinstance(prompt, str) else prompt
 
 
-def _seed(given: int | None, choice: int) -> int | None:
-    """Each choice has its own; the first has the one that was asked for."""
-    return given if given is None or choice == 0 else (given + choice) % 2**64
-
-
 def _text_of(app: App, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else app.model.detokenize(prompt, special=True)
 
@@ -109,56 +113,3 @@ def message_dict(message: ChatMessage) -> dict[str, Any]:
     """A message as templates take it."""
     found = msgspec.to_builtins(message)
     return {name: value for name, value in found.items() if value is not None or name == "content"}
-
-
-async def _answer(
-    request: Request,
-    asked: Options,
-    shape: Shape,
-    prompts: Sequence[Callable[[], list[int]]],
-    *,
-    max_tokens: int | None,
-    logprobs: int | None,
-) -> Response:
-    """Generate `n` choices for each prompt, as a whole or as a stream."""
-    app: App = request.app
-    n = asked.n or 1
-    # Sampling checks the ranges; what is left out takes the model's default.
-    sampling = Sampling(
-        **{name: getattr(asked, name) for name in RANGES if getattr(asked, name) is not None},
-        logit_bias=biases(asked.logit_bias),
-    )
-    salt = app.access.salt(request.scope)
-
-    def prepare_from(encode: Callable[[], list[int]]) -> Prepare:
-        ids: list[int] = []
-
-        def prepare(emit: Callable[[Event], object], choice: int) -> EngineRequest:
-            if not ids:
-                ids.extend(encode())
-            return app.model.prepare(
-                ids,
-                sampling,
-                emit=emit,
-                seed=_seed(asked.seed, choice),
-                max_tokens=max_tokens,
-                stop=asked.stop,
-                logprobs=logprobs,
-                ignore_eos=bool(asked.ignore_eos),
-                salt=salt,
-            )
-
-        return prepare
-
-    generation = app.admit()
-    try:
-        await generation.start([prepare_from(encode) for encode in prompts], n)
-        answer = Answer(app, request.scope["gemmart"], shape, generation, len(prompts), n)
-        if asked.stream:
-            return EventStream(generation, answer.stream(asked.include_usage))
-        whole = await while_connected(request.receive, answer.whole())
-    except BaseException:
-        generation.close()
-        raise
-    generation.close()
-    return as_json(whole)
