@@ -63,7 +63,7 @@ class Limits:
 class Gemmart:
     def __init__(self, options: dict[str, Any]) -> None:
         from gemmart import _core
-        from gemmart.model import SMALL_DIM
+        from gemmart.model_file import SMALL_DIM
 
         facts = _core.ModelFacts(options["model"])
         precise = facts.info()["dim"] <= SMALL_DIM if options["precise"] is None else options["precise"]

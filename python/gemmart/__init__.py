@@ -35,11 +35,13 @@ if TYPE_CHECKING:
         TruncatedModel,
         UnsupportedModel,
     )
-    from gemmart.model import Model, Stream, devices, load, plan
+    from gemmart.loading import devices, load, plan
+    from gemmart.model import Model
     from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
     from gemmart.sampling import Sampling
     from gemmart.session import Session
     from gemmart.sources import pull
+    from gemmart.stream import Stream
 
 # Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
 _HOMES = {
@@ -48,11 +50,13 @@ _HOMES = {
         "InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError "
         "TemplateLimit TruncatedModel UnsupportedModel"
     ),
-    "model": "Model Stream devices load plan",
+    "loading": "devices load plan",
+    "model": "Model",
     "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",
     "sampling": "Sampling",
     "session": "Session",
     "sources": "pull",
+    "stream": "Stream",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -15,7 +15,7 @@ from gemmart import _core, sources
 from gemmart.doctor import cpu_name
 from gemmart.errors import InvalidRequest
 from gemmart.memory import check_fits, make_plan
-from gemmart.model import SMALL_DIM
+from gemmart.model_file import SMALL_DIM
 from gemmart.progress import Progress
 from gemmart.sampling import Sampling
 from gemmart.terminal import table

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gemmart import _core, show, sources
 from gemmart.errors import GemmartError, InvalidRequest, ModelFormatError, NumericError
 from gemmart.memory import check_fits, make_plan
-from gemmart.model import SMALL_DIM
+from gemmart.model_file import SMALL_DIM
 from gemmart.new_file import check_target, new_file
 from gemmart.perplexity import cut
 from gemmart.progress import Progress, no_progress

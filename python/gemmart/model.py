@@ -1,8 +1,7 @@
-"""Loading a model, and the object that answers."""
+"""The object that answers."""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 import weakref
@@ -11,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property, partial
 from operator import index
 from os import PathLike
-from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,18 +18,17 @@ from numpy.typing import NDArray
 
 from gemmart import _core
 from gemmart.engine import Engine, Event, Request
-from gemmart.errors import InternalError, InvalidRequest, TemplateError
-from gemmart.machine import available_memory
-from gemmart.memory import check_device, check_fits, make_plan
-from gemmart.progress import Progress, no_progress
-from gemmart.results import Completion, Delta, Device, KvPages, MemoryPlan, ModelInfo, Prefill
+from gemmart.errors import InvalidRequest, TemplateError
+from gemmart.model_file import ModelFile, describe, general_sampling
+from gemmart.progress import Progress
+from gemmart.results import Completion, KvPages, MemoryPlan
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
-from gemmart.sources import ModelSource, resolve
-from gemmart.speculation import MAX_DRAFT, Draft, Lookup, NewGuesser, check_same_vocabulary
+from gemmart.speculation import Draft, Lookup, NewGuesser
 from gemmart.stops import StopStrings
+from gemmart.stream import Stream
 from gemmart.template import ChatTemplate, template_source
-from gemmart.tokenizer import Tokenizer, Vocabulary
+from gemmart.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -48,169 +44,6 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
-FINGERPRINT_BYTES = 4096
-"""Of each tensor."""
-SMALL_DIM = 1024
-"""Width of the residual stream up to which a model is computed precisely unless told otherwise: on SmolLM2-135M (576)
-and Gemma 3 270M (640), 8-bit activations change 7 of 132 and 3 of 272 greedy choices, precise ones none, and their work
-is small."""
-
-
-def load(
-    ref: str | Path | None = None,
-    *,
-    ctx: int | None = None,
-    parallel: int = 1,
-    batch: int = 512,
-    threads: int | None = None,
-    kv_type: str = "f16",
-    precise: bool | None = None,
-    mmap: bool | None = None,
-    lookup: bool = True,
-    draft: str | Path | None = None,
-    draft_max: int = 7,
-    gpu: str = "auto",
-    ngl: str | int = "auto",
-    device: str | None = None,
-    n_ctx: int | None = None,
-    n_gpu_layers: str | int | None = None,
-    template: str | None = None,
-    system_style: str = "fold",
-    strict_roles: bool = False,
-    offline: bool = False,
-    progress: Progress | None = None,
-    notice: Callable[[str], None] | None = None,
-) -> Model:
-    """Load a model: a path to a GGUF file or a .llamafile, an alias such as "gemma-2-2b-it", "hf:user/repo:QUANT",
-    "https://…", "pypi:NAME" or "ollama:NAME"; None: the default.
-
-    ctx: most tokens of a sequence (None: as trained, if that fits). parallel: sequences of that length that memory is
-    kept for; more and shorter ones run at once as they fit. batch: prompt tokens of one step. threads: None for the
-    physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
-    quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
-    for small models only (SMALL_DIM). mmap: leave the weights in the file, shared with all who use it, and read them as
-    they are needed; False: in memory, which is faster; None: in memory where they fit. lookup: guess that what stood
-    before stands again. draft: a smaller model with the same vocabulary, which guesses too. draft_max: most tokens
-    guessed at once, 0 to 64; guesses are checked, so they change nothing but the speed. n_ctx, n_gpu_layers: other
-    names of ctx and ngl. template: a chat template instead of the file's: "gemma", "chatml", a file, or Jinja source.
-    system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not
-    alternate are an error. offline: nothing is fetched. progress: called with how far a download is, or a load that
-    takes over a second. notice: called with a sentence where another model than the default is taken.
-
-    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
-    InvalidRequest."""
-    ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
-    check_device(gpu, ngl, device)
-    check_number("draft_max", draft_max, int, 0, MAX_DRAFT)
-    find = partial(resolve, offline=offline, progress=progress, notice=notice)
-    file = _ModelFile(find(None if ref is None else str(ref)))
-    draft_file = None if draft is None else _ModelFile(find(str(draft)))
-    if draft_file is not None:
-        check_same_vocabulary(draft_file.vocabulary(), file.vocabulary())
-    plan_ = make_plan(
-        file.facts,
-        draft=None if draft_file is None else draft_file.facts,
-        ctx=ctx,
-        parallel=parallel,
-        batch=batch,
-        threads=threads,
-        kv_type=kv_type,
-        mmap=mmap,
-    )
-    check_fits(plan_, str(file.path))
-    return Model(
-        file,
-        plan_,
-        precise=precise,
-        lookup=lookup,
-        draft=draft_file,
-        draft_max=draft_max,
-        template=template,
-        system_style=system_style,
-        strict_roles=strict_roles,
-        progress=progress or no_progress,
-    )
-
-
-def plan(
-    ref: str | Path | None = None,
-    *,
-    ctx: int | None = None,
-    parallel: int = 1,
-    batch: int = 512,
-    threads: int | None = None,
-    kv_type: str = "f16",
-    mmap: bool | None = None,
-    draft: str | Path | None = None,
-    gpu: str = "auto",
-    ngl: str | int = "auto",
-    device: str | None = None,
-    n_ctx: int | None = None,
-    n_gpu_layers: str | int | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-    notice: Callable[[str], None] | None = None,
-) -> MemoryPlan:
-    """What load() with these options would take in memory, from the file's headers alone. Raises as load() does, but
-    never OutOfMemory."""
-    ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
-    check_device(gpu, ngl, device)
-    find = partial(resolve, offline=offline, progress=progress, notice=notice)
-    return make_plan(
-        _ModelFile(find(None if ref is None else str(ref))).facts,
-        draft=None if draft is None else _ModelFile(find(str(draft))).facts,
-        ctx=ctx,
-        parallel=parallel,
-        batch=batch,
-        threads=threads,
-        kv_type=kv_type,
-        mmap=mmap,
-    )
-
-
-def _one_name(
-    ctx: int | None, n_ctx: int | None, ngl: str | int, n_gpu_layers: str | int | None
-) -> tuple[int | None, str | int]:
-    """ctx and ngl, whichever of their names was used."""
-    if ctx is not None and n_ctx is not None:
-        raise InvalidRequest("n_ctx: is another name of ctx, which is given too")
-    if ngl != "auto" and n_gpu_layers is not None:
-        raise InvalidRequest("n_gpu_layers: is another name of ngl, which is given too")
-    return n_ctx if ctx is None else ctx, ngl if n_gpu_layers is None else n_gpu_layers
-
-
-class _ModelFile:
-    """A model file, its headers read."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self.source = source
-        self.path = source.path
-        self.facts = _core.ModelFacts(*source.parts)
-        self.gguf = _core.Gguf(*source.parts)
-        self.small = self.facts.info()["dim"] <= SMALL_DIM
-
-    def fingerprint(self) -> str:
-        """A hash that tells models apart: of the metadata, the table of tensors and the beginning of each tensor."""
-        digest = hashlib.sha256()
-        for key in self.gguf.keys():  # noqa: SIM118  it is no mapping
-            value = _value(self.gguf, key)
-            parts = value if isinstance(value, tuple) else (value,)
-            digest.update(key.encode())
-            for part in parts:
-                digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-        for name, dtype, shape, offset, n_bytes in self.gguf.tensors():
-            digest.update(repr((name, dtype, shape, n_bytes)).encode())
-            digest.update(self.gguf.read(offset, min(n_bytes, FINGERPRINT_BYTES)))
-        return digest.hexdigest()
-
-    def vocabulary(self) -> Vocabulary:
-        return read_vocabulary(self.gguf, str(self.path))
-
-
-def devices() -> list[Device]:
-    """What can run a model here: in this release, the CPU. Raises DeviceError where GEMMART_ISA names what cannot be
-    used."""
-    return [Device("cpu", "the processor of this machine", _core.kernels.running_isa(), available_memory())]
 
 
 class Model:
@@ -221,12 +54,12 @@ class Model:
 
     def __init__(
         self,
-        file: _ModelFile,
+        file: ModelFile,
         plan: MemoryPlan,
         *,
         precise: bool | None,
         lookup: bool,
-        draft: _ModelFile | None,
+        draft: ModelFile | None,
         draft_max: int,
         template: str | None,
         system_style: str,
@@ -587,116 +420,6 @@ class Model:
         return self._template
 
 
-class Stream:
-    """An answer while it is written: iterate over its Deltas, then ask for result(). Leaving early cancels it."""
-
-    def __init__(self, model: Model, request: Request, events: SimpleQueue[Event]) -> None:
-        self._model = model
-        self._request = request
-        self._events = events
-        self._result: Completion | Exception | None = None
-        self.text = ""
-        """What has been read so far."""
-        self.progress: Progress = no_progress
-        """Called, while this is iterated over, with how much of a long prompt is read."""
-
-    def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
-        while self._result is None:
-            event = self._events.get()
-            if isinstance(event, Completion | Exception):
-                self._result = event
-                self._events.put(event)  # for a thread that waits beside this one
-            else:
-                yield event
-        if isinstance(self._result, Exception):
-            raise self._result
-
-    def __iter__(self) -> Iterator[Delta]:
-        n_prompt = 0
-        for event in self.events():
-            if isinstance(event, Prefill):
-                n_prompt = event.total
-                self.progress("reading prompt", event.done, n_prompt)
-            elif isinstance(event, Delta):
-                if n_prompt:
-                    self.progress("reading prompt", n_prompt, n_prompt)
-                    n_prompt = 0
-                self.text += event.text
-                yield event
-
-    def result(self) -> Completion:
-        """The finished answer; reads what is left of the stream. Raises what stream() says."""
-        for _ in self:
-            pass
-        if not isinstance(self._result, Completion):
-            raise InternalError("a stream ended without a result")
-        return self._result
-
-    def cancel(self) -> None:
-        """Have it end within one step; what comes until then can still be read."""
-        self._model.cancel(self._request)
-
-    def close(self) -> None:
-        """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
-        self._model.cancel(self._request)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._result is None:
-            self._request.cancelled = True  # no lock in a finaliser; the engine looks at each step
-
-
 def _context(core: _core.Model, plan: MemoryPlan) -> _core.Context:
     """Room for what the plan says."""
     return _core.Context(core, n_kv_tokens=plan.ctx * plan.parallel, n_sequences=plan.parallel, kv_type=plan.kv_type)
-
-
-def describe(gguf: _core.Gguf, facts: _core.ModelFacts, source: ModelSource) -> ModelInfo:
-    """The record of a model file."""
-    info = facts.info()
-    formats: dict[str, int] = {}
-    n_parameters = 0
-    for _, dtype, shape, _, n_bytes in gguf.tensors():
-        formats[dtype] = formats.get(dtype, 0) + n_bytes
-        n_parameters += int(np.prod(shape, dtype=np.int64))
-
-    def text(key: str) -> str | None:
-        return str(gguf.get(key)) if key in gguf and gguf.type_of(key) == "str" else None
-
-    return ModelInfo(
-        name=text("general.name") or source.name,
-        path=source.path,
-        family=info["family"],
-        n_layers=len(info["layers"]),
-        dim=info["dim"],
-        n_vocab=info["n_vocab"],
-        n_ctx_train=info["n_ctx_train"],
-        n_parameters=n_parameters,
-        file_bytes=source.length,
-        formats=formats,
-        license=text("general.license"),
-        chat_template=text("tokenizer.chat_template"),
-    )
-
-
-def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
-    return Vocabulary.from_gguf(lambda key, default: _value(gguf, key) if key in gguf else default, gguf.strings, path)
-
-
-def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
-    """The file's own sampling advice, `general.sampling.*`."""
-    prefix = "general.sampling."
-    keys = gguf.keys()
-    return {key.removeprefix(prefix): _value(gguf, key) for key in keys if key.startswith(prefix)}
-
-
-def _value(gguf: _core.Gguf, key: str) -> Any:
-    """The value of a key, of any type."""
-    return gguf.strings(key) if gguf.type_of(key) == "str[]" else gguf.get(key)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmart.errors import InternalError, InvalidRequest
-from gemmart.model import Message, Stream
+from gemmart.model import Message
 from gemmart.results import Completion, Delta, Prefill
 from gemmart.sampling import Sampling
+from gemmart.stream import Stream
 
 if TYPE_CHECKING:
     from gemmart.model import Model

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmart import _core
-from gemmart.model import describe, read_vocabulary
+from gemmart.model_file import describe, read_vocabulary
 from gemmart.sources import ModelSource
 from gemmart.terminal import mib, table
 from gemmart.tokenizer import Tokenizer
