@@ -455,6 +455,7 @@ class _Sequence:
                 ),
                 seed=request.seed,
                 logprobs=tuple(self._logprobs) if request.n_logprobs is not None else None,
+                stop_string=self._stops.found,
             )
         )
 

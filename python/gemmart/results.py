@@ -76,6 +76,7 @@ class Completion:
     timings: Timings
     seed: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    stop_string: str | None = None  # the one that ended it
 
 
 @dataclass(frozen=True, slots=True)

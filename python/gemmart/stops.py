@@ -27,15 +27,18 @@ class StopStrings:
                 )
         self._stops = sorted(stops, key=len, reverse=True)
         self._held = ""
+        self.found: str | None = None
+        """The stop that is complete."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take `text`; return what can be passed on, and whether a stop is complete. Nothing may be pushed after
         that."""
         text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
+            _, at, self.found = min(found)
+            return text[:at], True
         n = self._undecided(text)
         self._held = text[len(text) - n :]
         return text[: len(text) - n], False

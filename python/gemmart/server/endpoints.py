@@ -13,7 +13,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.server import openai, schema, status, tokens
+from gemmart.server import anthropic, openai, schema, status, tokens
+from gemmart.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from gemmart.server.errors import OPENAI, Dialect
 from gemmart.server.generation import EVENTS
 
@@ -55,6 +56,22 @@ ENDPOINTS = (
         body=schema.CompletionRequest,
         errors=GENERATION,
     ),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        anthropic.messages,
+        "Answer a chat, as Anthropic does",
+        body=MessagesRequest,
+        errors=GENERATION,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        anthropic.count_tokens,
+        "Count the tokens of a chat, as Anthropic does",
+        body=CountTokensRequest,
+        errors=(404,),
+    ),
     Endpoint("GET", "/v1/models", openai.models, "List the model"),
     Endpoint("GET", "/v1/models/{id:path}", openai.model, "Describe the model", errors=(404,)),
     Endpoint("POST", "/tokenize", tokens.tokenize, "Turn a text into tokens", body=schema.TokenizeRequest),
@@ -71,7 +88,7 @@ ENDPOINTS = (
     Endpoint("GET", "/metrics", status.metrics, "Tell the counters, for Prometheus", media="text/plain"),
 )
 
-DIALECTS: tuple[tuple[str, Dialect], ...] = ()
+DIALECTS: tuple[tuple[str, Dialect], ...] = (("/v1/messages", anthropic.DIALECT),)
 """How errors read on the paths that begin so, whether they exist or not; on all others as OpenAI has them."""
 
 

@@ -140,18 +140,13 @@ class Choice:
             self.result = event
         self._n_passed += len(text)
         n = sum(begin < self._n_passed for begin, _ in self._held)
-        if self.result and not self._ended_by_stop_string():
+        if self.result and self.result.stop_string is None:
             n = len(self._held)
         passed = self._held[:n]
         del self._held[:n]
         self.text += text
         self.logprobs += passed
         return text, passed
-
-    def _ended_by_stop_string(self) -> bool:
-        assert self.result is not None
-        n_logprobs = len(self.result.logprobs or ())
-        return self.result.finish_reason == "stop" and n_logprobs == len(self.result.tokens)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -222,3 +217,8 @@ PING = b": ping\n\n"
 def data(value: Any) -> bytes:
     """An event that holds a JSON value."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def event(name: str, value: Any) -> bytes:
+    """The same with a name."""
+    return b"event: " + name.encode() + b"\n" + data(value)

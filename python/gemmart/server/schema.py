@@ -3,7 +3,7 @@ names that are not here are ignored, except those of `refuse_unsupported`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -17,17 +17,10 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Options(Struct, kw_only=True):
-    """How to answer, for chats and completions; None is the default everywhere."""
+class Sampled(Struct, kw_only=True):
+    """How tokens are chosen, in every protocol; None is the default everywhere."""
 
-    model: str | None = None
-    max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=limits.CHOICES)] | None = None
-    stop: str | list[str] | None = None
     seed: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    logit_bias: dict[str, float] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -37,11 +30,26 @@ class Options(Struct, kw_only=True):
     repeat_last_n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+
+
+class Options(Sampled, kw_only=True):
+    """How to answer, for chats and completions."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=limits.CHOICES)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Part(Struct):
@@ -55,6 +63,16 @@ class ChatMessage(Struct):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+
+
+def text_of(content: str | Sequence[Part], where: str, between: str = "") -> str:
+    """The text of a content, its parts joined. Raises InvalidRequest for a part that is none; `where`: its place."""
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type not in TEXT_PARTS or part.text is None:
+            raise InvalidRequest(f"{where}[{i}] is no text part; this model reads text only", f"{where}[{i}]")
+    return between.join(part.text or "" for part in content)
 
 
 Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES)]

@@ -1,0 +1,161 @@
+"""Anthropic's endpoints: messages, and how many tokens they are."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemmart.errors import ContextOverflow, GemmartError
+from gemmart.results import Completion
+from gemmart.server import body
+from gemmart.server.answers import Answer, Call, answer, as_json, sampling_of
+from gemmart.server.anthropic_schema import CountTokensRequest, MessagesRequest
+from gemmart.server.errors import Dialect, unsupported
+from gemmart.server.generation import EVENTS, Placed, event
+from gemmart.server.schema import text_of
+
+if TYPE_CHECKING:
+    from gemmart.server.app import App
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""What Anthropic calls a status; every other one is an invalid_request_error."""
+
+
+async def messages(request: Request) -> Response:
+    app: App = request.app
+    asked = await body.read(request, MessagesRequest)
+    if asked.thinking and asked.thinking.type == "enabled":
+        raise unsupported("thinking", "this server's models answer at once")
+    if asked.output_config and asked.output_config.get("format") is not None:
+        raise unsupported("output_config.format", "this server answers with text only")
+    call = Call(
+        prompts=[_encoder(request, asked)],
+        sampling=sampling_of(asked),
+        seed=asked.seed,
+        max_tokens=asked.max_tokens,
+        stop=asked.stop_sequences,
+        stream=bool(asked.stream),
+    )
+    return await answer(request, call, Message(app, asked.max_tokens))
+
+
+async def count_tokens(request: Request) -> Response:
+    asked = await body.read(request, CountTokensRequest)
+    return as_json({"input_tokens": len(await asyncio.to_thread(_encoder(request, asked)))})
+
+
+def _encoder(request: Request, asked: CountTokensRequest | MessagesRequest) -> Callable[[], list[int]]:
+    """What gives the token ids of the conversation. Where its last turn is the assistant's, the answer goes on with
+    it."""
+    app: App = request.app
+    app.check_name(asked.model)
+    system = text_of(asked.system, "system", "\n\n") if asked.system else ""
+    chat = [{"role": "system", "content": system}] if system else []
+    for i, turn in enumerate(asked.messages):
+        chat.append({"role": turn.role, "content": text_of(turn.content, f"messages[{i}].content")})
+    if chat[-1] == {"role": "assistant", "content": ""}:
+        chat.pop()  # there is nothing to go on with
+    app.log_prompt(request, chat)
+    return partial(app.model.chat_tokens, chat, continue_final=bool(chat) and chat[-1]["role"] == "assistant")
+
+
+class Message:
+    """An answer as a message."""
+
+    media_type = EVENTS
+    ping = event("ping", {"type": "ping"})
+
+    def __init__(self, app: App, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._head = {
+            "id": "msg_" + secrets.token_hex(12),
+            "type": "message",
+            "role": "assistant",
+            "model": app.model_id,
+        }
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        (choice,) = answer.choices
+        (result,) = answer.results
+        content = [{"type": "text", "text": choice.text}]
+        return self._head | {"content": content} | self._stop(result) | {"usage": _usage(answer)}
+
+    def begin(self, answer: Answer) -> bytes:
+        # What of the prompt need not be computed again is known with the first token only.
+        usage = _tokens(answer.prompt_tokens, n_cached=0, n_answer=0)
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        message = self._head | nothing | {"usage": usage}
+        return (
+            event("message_start", {"type": "message_start", "message": message})
+            + self._block("content_block_start", content_block={"type": "text", "text": ""})
+            + self.ping
+        )
+
+    def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
+        return self._block("content_block_delta", delta={"type": "text_delta", "text": text})
+
+    def last(self, index: int, result: Completion) -> bytes:
+        return self._block("content_block_stop")
+
+    def end(self, answer: Answer) -> bytes:
+        (result,) = answer.results
+        delta = {"type": "message_delta", "delta": self._stop(result), "usage": _usage(answer)}
+        return event("message_delta", delta) + event("message_stop", {"type": "message_stop"})
+
+    def failed(self, error: GemmartError, request_id: str) -> bytes:
+        return event("error", error_body(error, request_id))
+
+    def _block(self, name: str, **more: Any) -> bytes:
+        return event(name, {"type": name, "index": 0, **more})
+
+    def _stop(self, result: Completion) -> dict[str, Any]:
+        """Why the answer ended."""
+        if result.finish_reason == "length":
+            full = result.usage.completion_tokens < self._max_tokens
+            reason = "model_context_window_exceeded" if full else "max_tokens"
+        else:
+            reason = "end_turn" if result.stop_string is None else "stop_sequence"
+        return {"stop_reason": reason, "stop_sequence": result.stop_string}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    """Of a finished answer."""
+    found = answer.usage
+    return _tokens(found.prompt_tokens, n_cached=found.cached_tokens, n_answer=found.completion_tokens)
+
+
+def _tokens(n_prompt: int, *, n_cached: int, n_answer: int) -> dict[str, int]:
+    """Anthropic counts what was computed, and beside it what was not."""
+    return {
+        "input_tokens": n_prompt - n_cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": n_cached,
+        "output_tokens": n_answer,
+    }
+
+
+def error_body(error: GemmartError, request_id: str) -> dict[str, Any]:
+    """The JSON that stands for an error."""
+    message = str(error)
+    if isinstance(error, ContextOverflow):  # in the words by which clients know it
+        message = f"prompt is too long: {error.n_prompt} tokens > {error.n_ctx} maximum"
+    kind = ERROR_TYPES.get(error.http_status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
+DIALECT = Dialect(error_body, (b"x-request-id", b"request-id"))
