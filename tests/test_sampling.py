@@ -293,23 +293,24 @@ def test_logprobs_are_those_of_the_whole_row() -> None:
 # Stop strings
 
 
-def plain(text: str, stops: list[str]) -> tuple[str, bool]:
-    """Text arrives character by character; the longest stop that it ends with ends it."""
+def plain(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """Text arrives character by character; the longest stop that it ends with ends it. Returns the text before, and the
+    stop."""
     for end in range(1, len(text) + 1):
         for stop in sorted(stops, key=len, reverse=True):
             if text[:end].endswith(stop):
-                return text[: end - len(stop)], True
-    return text, False
+                return text[: end - len(stop)], stop
+    return text, None
 
 
-def streamed(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
+def streamed(pieces: list[str], stops: list[str]) -> tuple[str, str | None]:
     matcher, out = StopStrings(stops), ""
     for piece in pieces:
         emitted, stopped = matcher.push(piece)
         out += emitted
         if stopped:
-            return out, True
-    return out + matcher.finish(), False
+            return out, matcher.found
+    return out + matcher.finish(), matcher.found
 
 
 @pytest.mark.parametrize(
