@@ -343,7 +343,8 @@ def test_models(server: httpx.Client, model: gemmart.Model) -> None:
     assert found["meta"]["n_ctx"] == 256
     assert found["meta"]["quantization"] == "Q8_0"
     assert server.get(f"/v1/models/{found['id']}").json() == found
-    error_of(server.get("/v1/models/other"), 404, "model_not_found", "model")
+    for name in ("other", ""):
+        error_of(server.get(f"/v1/models/{name}"), 404, "model_not_found", "model")
 
 
 def test_strict_model(model: gemmart.Model) -> None:

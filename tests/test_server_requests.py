@@ -4,6 +4,7 @@ the server's."""
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -162,15 +163,15 @@ def test_fields(path: str, name: str, kind: str, allowed: list[Any], refused: li
         ({"messages": {}}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [1]}, "messages[0]"),
-        ({"messages": [{}]}, "messages[0]"),
+        ({"messages": [{}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
         ({"messages": [{"role": "User", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": 1, "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"content": "x"}]}, "messages[0]"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
         (
@@ -206,7 +207,7 @@ def test_wrong_places(fields: dict[str, Any], param: str, server: httpx.Client) 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({}, None),
+        ({}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"prompt": 1}, "prompt"),
         ({"prompt": []}, "prompt"),
@@ -220,7 +221,7 @@ def test_wrong_places(fields: dict[str, Any], param: str, server: httpx.Client) 
         ({"prompt": ["a"] * 9, "n": 8}, "prompt"),
     ],
 )
-def test_wrong_prompts(fields: dict[str, Any], param: str | None, server: httpx.Client) -> None:
+def test_wrong_prompts(fields: dict[str, Any], param: str, server: httpx.Client) -> None:
     error_of(server.post(TEXT, json=fields), 400, "invalid_value", param)
 
 
@@ -261,6 +262,13 @@ def test_not_offered(path: str, fields: dict[str, Any], param: str, server: http
 )
 def test_ignored(fields: dict[str, Any], server: httpx.Client) -> None:
     assert server.post(CHAT, json=smallest(CHAT, **fields)).status_code == 200
+
+
+def test_ignored_names_are_logged(server: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "gemmart.server"):
+        id = server.post(CHAT, json=smallest(CHAT, user="secret", un_known=1)).headers["x-request-id"]
+    assert f"{id}: fields ignored: ['un_known', 'user']" in caplog.messages
+    assert "secret" not in caplog.text
 
 
 def test_roles_that_the_template_refuses(server: httpx.Client) -> None:

@@ -45,6 +45,11 @@ class Access:
         if None in self._origins:
             raise InvalidRequest("an allowed origin must be as http://NAME or https://NAME, with a port if it has one")
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether there are keys."""
+        return bool(self._keys)
+
     def check_browser(self, scope: Scope) -> None:
         """Raises HttpError 403 for a foreign Host or Origin."""
         headers = _headers(scope)

@@ -15,7 +15,7 @@ from gemmart.errors import ContextOverflow, GemmartError
 from gemmart.results import Completion
 from gemmart.server import body
 from gemmart.server.answers import Answer, Call, answer, as_json, sampling_of
-from gemmart.server.anthropic_schema import CountTokensRequest, MessagesRequest
+from gemmart.server.anthropic_schema import AnthropicError, CountTokensRequest, MessagesRequest
 from gemmart.server.errors import Dialect, unsupported
 from gemmart.server.generation import EVENTS, Placed, event
 from gemmart.server.schema import text_of
@@ -158,4 +158,4 @@ def error_body(error: GemmartError, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
-DIALECT = Dialect(error_body, (b"x-request-id", b"request-id"))
+DIALECT = Dialect(error_body, AnthropicError, (b"x-request-id", b"request-id"))

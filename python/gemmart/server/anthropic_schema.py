@@ -1,4 +1,4 @@
-"""What requests to Anthropic's endpoints may say."""
+"""What requests to Anthropic's endpoints may say, and their answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from gemmart.server import limits
-from gemmart.server.schema import Part, Sampled
+from gemmart.server.replies import Reply
+from gemmart.server.schema import Part, Sampled, Stops
 
 Blocks = str | Annotated[list[Part], Meta(max_length=limits.PARTS)]
 
@@ -39,7 +40,91 @@ class MessagesRequest(Sampled, kw_only=True):
     messages: Turns
     system: Blocks | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    stop_sequences: list[str] | None = None
+    stop_sequences: Stops | None = None
     stream: bool | None = None
     thinking: Thinking | None = None
     output_config: dict[str, Any] | None = None
+
+
+class AnthropicRefusal(Reply):
+    type: str
+    message: str
+
+
+class AnthropicError(Reply):
+    """Every error of these endpoints has this shape, also as the last event of a stream."""
+
+    type: Literal["error"]
+    error: AnthropicRefusal
+    request_id: str
+
+
+class TokenCount(Reply):
+    input_tokens: int
+
+
+class MessageUsage(Reply):
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class TextBlock(Reply):
+    type: Literal["text"]
+    text: str
+
+
+class Stopped(Reply):
+    stop_reason: Literal["end_turn", "stop_sequence", "max_tokens", "model_context_window_exceeded"] | None
+    stop_sequence: str | None
+
+
+class Message(Stopped):
+    """The answer; what a stream begins with has no content and no reason yet."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[TextBlock]
+    usage: MessageUsage
+
+
+class MessageStart(Reply, tag="message_start"):
+    message: Message
+
+
+class BlockStart(Reply, tag="content_block_start"):
+    index: int
+    content_block: TextBlock
+
+
+class TextDelta(Reply):
+    type: Literal["text_delta"]
+    text: str
+
+
+class BlockDelta(Reply, tag="content_block_delta"):
+    index: int
+    delta: TextDelta
+
+
+class BlockStop(Reply, tag="content_block_stop"):
+    index: int
+
+
+class MessageDelta(Reply, tag="message_delta"):
+    delta: Stopped
+    usage: MessageUsage
+
+
+class MessageStop(Reply, tag="message_stop"):
+    pass
+
+
+class Ping(Reply, tag="ping"):
+    pass
+
+
+MessageEvent = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop | Ping

@@ -62,6 +62,8 @@ class Record:
 class App:
     """The ASGI application over one model. It belongs to one event loop."""
 
+    endpoints = ENDPOINTS
+
     def __init__(self, options: AppOptions, model: Model | None = None, *, local: bool = True) -> None:
         """Without a model, it says that it is loading until attach(). local: only this machine reaches it. Raises
         InvalidRequest for a wrong option."""
@@ -152,11 +154,11 @@ class App:
         self._model = model
 
     def check_name(self, name: str | None, *, strict: bool = False) -> None:
-        """Whether the model may be called so. Raises HttpError 404 where names count and this is none of its own,
-        InvalidRequest for an empty one."""
+        """Whether the model may be called so; none or an empty name is its own. Raises HttpError 404 where names
+        count and this is not one of them; `strict`: they do, and it needs one."""
         names = {self.model.info.name, self.model_id, *self._options.aliases}
-        if (strict or self._options.strict_model) and name and name not in names:
-            message = f"model: {name[:200]!r} is not served here; there is {self.model_id}"
+        if (strict or (self._options.strict_model and name)) and name not in names:
+            message = f"model: {(name or '')[:200]!r} is not served here; there is {self.model_id}"
             raise HttpError(404, "model_not_found", message, param="model")
 
     def describe(self) -> dict[str, Any]:

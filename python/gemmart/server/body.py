@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from typing import Any, TypeVar
@@ -15,12 +16,14 @@ from gemmart.server import limits
 from gemmart.server.errors import ClientGone, HttpError
 from gemmart.server.schema import refuse_unsupported
 
-T = TypeVar("T")
+log = logging.getLogger("gemmart.server")
+T = TypeVar("T", bound=msgspec.Struct)
 
 LARGE = 64 << 10
 """Bytes of a body from which on it is parsed beside the event loop."""
 PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
 """How msgspec ends a message: with the place."""
+MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
 async def read(request: Request, kind: type[T]) -> T:
@@ -29,14 +32,16 @@ async def read(request: Request, kind: type[T]) -> T:
     if content_type != "application/json":
         raise HttpError(415, "unsupported_media_type", "the body must be JSON: Content-Type: application/json")
     data = await _bytes(request)
+    request_id = request.scope["gemmart"].id
     if len(data) > LARGE:
-        return await asyncio.to_thread(parse, data, kind)
-    return parse(data, kind)
+        return await asyncio.to_thread(parse, data, kind, request_id)
+    return parse(data, kind, request_id)
 
 
-def parse(data: bytes, kind: type[T]) -> T:
-    """A `kind` from a JSON text. Raises HttpError for what is none, too deep or asks for what there is not,
-    InvalidRequest with the place for a value of another type."""
+def parse(data: bytes, kind: type[T], request_id: str) -> T:
+    """A `kind` from a JSON text; fields that it does not have are ignored, and logged at debug. Raises HttpError for
+    what is no JSON, too deep or asks for what there is not, InvalidRequest with the place for a value of another type.
+    """
     try:
         value = msgspec.json.decode(data)
     except RecursionError:
@@ -47,12 +52,17 @@ def parse(data: bytes, kind: type[T]) -> T:
     if isinstance(value, dict):
         refuse_unsupported(value)
     try:
-        return msgspec.convert(value, kind)
+        found = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message = str(error)
-        found = PATH.search(message)
-        where = found[1] if found else None
-        raise InvalidRequest(f"{where}: {message[: found.start()]}" if found else message, where or None) from None
+        place = PATH.search(message)
+        where, what = (place[1], message[: place.start()]) if place else ("", message)
+        if missing := MISSING.match(what):
+            where, what = f"{where}.{missing[1]}".lstrip("."), "is missing"
+        raise InvalidRequest(f"{where}: {what}" if where else what, where or None) from None
+    if log.isEnabledFor(logging.DEBUG) and (ignored := value.keys() - kind.__struct_encode_fields__):
+        log.debug("%s: fields ignored: %s", request_id, str(sorted(ignored))[:500])
+    return found
 
 
 def _check_depth(value: Any) -> None:

@@ -1,20 +1,27 @@
 """The endpoints, one table for the router, the counters and the document at /openapi.json.
 
-To add one: write its handler, the type of its body (a msgspec Struct; schema.py) and of its answer (replies.py), and
-name them here. The rest follows: the route, its name in /metrics, its description, tests of every field of the body.
+To add one: write its handler, the type of its body (a msgspec Struct, as in schema.py) and of its answer (as in
+replies.py), and name them here. The rest follows: the route, its name in /metrics, its description, and tests that send
+its example, with and without `stream`, and each field of it with wrong values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.server import anthropic, openai, schema, status, tokens
-from gemmart.server.anthropic_schema import CountTokensRequest, MessagesRequest
+from gemmart.server import anthropic, openai, openapi, replies, schema, status, tokens
+from gemmart.server.anthropic_schema import (
+    CountTokensRequest,
+    Message,
+    MessageEvent,
+    MessagesRequest,
+    TokenCount,
+)
 from gemmart.server.errors import OPENAI, Dialect
 from gemmart.server.generation import EVENTS
 
@@ -23,7 +30,7 @@ GENERATION = (404, 429, 504)
 """Statuses of what names a model, waits its turn and takes its time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
     method: str
     path: str  # with {name} or {name:path} for what varies
@@ -31,6 +38,7 @@ class Endpoint:
     summary: str
     _: KW_ONLY
     body: type | None = None  # what it is sent as JSON
+    example: Mapping[str, Any] | None = None  # of that
     answer: Any = None  # what it answers as JSON; None: something else, of `media`
     media: str = JSON
     event: Any = None  # what each event of a stream holds, where it can answer with one
@@ -38,6 +46,13 @@ class Endpoint:
     errors: tuple[int, ...] = ()  # statuses of its own, beyond those of every endpoint and of every body
     key: bool = True  # it needs one, where there are any
 
+    @property
+    def error(self) -> type:
+        """What it answers as JSON when it refuses."""
+        return dialect_of(self.path).error
+
+
+CHAT = ({"role": "user", "content": "Hello!"},)
 
 ENDPOINTS = (
     Endpoint(
@@ -46,6 +61,9 @@ ENDPOINTS = (
         openai.chat_completions,
         "Answer a chat",
         body=schema.ChatRequest,
+        example={"messages": CHAT, "max_tokens": 16},
+        answer=replies.ChatCompletion,
+        event=replies.ChatChunk,
         errors=GENERATION,
     ),
     Endpoint(
@@ -54,6 +72,9 @@ ENDPOINTS = (
         openai.completions,
         "Go on with a text",
         body=schema.CompletionRequest,
+        example={"prompt": "Hello", "max_tokens": 16},
+        answer=replies.TextCompletion,
+        event=replies.TextChunk,
         errors=GENERATION,
     ),
     Endpoint(
@@ -62,6 +83,9 @@ ENDPOINTS = (
         anthropic.messages,
         "Answer a chat, as Anthropic does",
         body=MessagesRequest,
+        example={"messages": CHAT, "max_tokens": 16},
+        answer=Message,
+        event=MessageEvent,
         errors=GENERATION,
     ),
     Endpoint(
@@ -70,22 +94,43 @@ ENDPOINTS = (
         anthropic.count_tokens,
         "Count the tokens of a chat, as Anthropic does",
         body=CountTokensRequest,
+        example={"messages": CHAT},
+        answer=TokenCount,
         errors=(404,),
     ),
-    Endpoint("GET", "/v1/models", openai.models, "List the model"),
-    Endpoint("GET", "/v1/models/{id:path}", openai.model, "Describe the model", errors=(404,)),
-    Endpoint("POST", "/tokenize", tokens.tokenize, "Turn a text into tokens", body=schema.TokenizeRequest),
-    Endpoint("POST", "/detokenize", tokens.detokenize, "Turn tokens into their text", body=schema.DetokenizeRequest),
+    Endpoint("GET", "/v1/models", openai.models, "List the model", answer=replies.ModelList),
+    Endpoint("GET", "/v1/models/{id:path}", openai.model, "Describe the model", answer=replies.Model, errors=(404,)),
+    Endpoint(
+        "POST",
+        "/tokenize",
+        tokens.tokenize,
+        "Turn a text into tokens",
+        body=schema.TokenizeRequest,
+        example={"content": "Hello!"},
+        answer=replies.Tokenized,
+    ),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        tokens.detokenize,
+        "Turn tokens into their text",
+        body=schema.DetokenizeRequest,
+        example={"tokens": [1, 2]},
+        answer=replies.Detokenized,
+    ),
     Endpoint(
         "POST",
         "/apply-template",
         tokens.apply_template,
         "Show a chat as the model sees it",
         body=schema.TemplateRequest,
+        example={"messages": CHAT},
+        answer=replies.AppliedTemplate,
     ),
-    Endpoint("GET", "/health", status.health, "Tell whether it can answer", key=False),
-    Endpoint("GET", "/props", status.props, "Tell the settings"),
+    Endpoint("GET", "/health", status.health, "Tell whether it can answer", answer=replies.Health, key=False),
+    Endpoint("GET", "/props", status.props, "Tell the settings", answer=replies.Props),
     Endpoint("GET", "/metrics", status.metrics, "Tell the counters, for Prometheus", media="text/plain"),
+    Endpoint("GET", "/openapi.json", openapi.openapi, "Describe all this", answer=dict[str, Any]),
 )
 
 DIALECTS: tuple[tuple[str, Dialect], ...] = (("/v1/messages", anthropic.DIALECT),)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemmart.errors import ContextOverflow, GemmartError, InternalError, OutOfMemory
+from gemmart.server.replies import Error
 
 log = logging.getLogger("gemmart.server")
 
@@ -99,10 +100,11 @@ class Dialect:
     """How a protocol tells errors, and the id of a request."""
 
     body: Callable[[GemmartError, str], dict[str, Any]]  # for an error in the request of that id
+    error: type  # of that body
     id_headers: tuple[bytes, ...] = (b"x-request-id",)
 
 
-OPENAI = Dialect(lambda error, request_id: body(error))
+OPENAI = Dialect(lambda error, request_id: body(error), Error)
 
 
 def response(error: GemmartError, body: dict[str, Any]) -> Response:

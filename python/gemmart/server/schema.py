@@ -1,5 +1,5 @@
-"""What requests may say: names and types of their fields. Ranges that the model's own options have are checked there;
-names that are not here are ignored, except those of `refuse_unsupported`."""
+"""What requests may say: names and types of their fields. What `documented` says of them is checked elsewhere, as for
+those who call the model from Python; names that are not here are ignored, except those of `refuse_unsupported`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,27 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from gemmart.errors import InvalidRequest
+from gemmart.sampling import MAX_BIASES, RANGES
 from gemmart.server import limits
 from gemmart.server.errors import unsupported
+from gemmart.stops import MAX_STOP_BYTES, MAX_STOPS
+
+
+def documented(**rules: Any) -> Meta:
+    """What the document at /openapi.json tells of a field, in the words of JSON Schema."""
+    return Meta(extra_json_schema=rules)
+
+
+def within(name: str) -> Meta:
+    """The range of one of sampling's options."""
+    _, low, high = RANGES[name]
+    return documented(minimum=low, maximum=high)
+
+
+Stop = Annotated[str, documented(minLength=1, maxLength=MAX_STOP_BYTES)]
+Stops = Annotated[list[Stop], documented(maxItems=MAX_STOPS)]
+Token = Annotated[int, documented(minimum=0)]
+Bias = Annotated[float, documented(minimum=-100, maximum=100)]
 
 
 class StreamOptions(Struct):
@@ -20,16 +39,16 @@ class StreamOptions(Struct):
 class Sampled(Struct, kw_only=True):
     """How tokens are chosen, in every protocol; None is the default everywhere."""
 
-    seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    seed: Annotated[int, documented(minimum=0, maximum=2**64 - 1)] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    top_k: Annotated[int, within("top_k")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    typical_p: Annotated[float, within("typical_p")] | None = None
+    repeat_penalty: Annotated[float, within("repeat_penalty")] | None = None
+    repeat_last_n: Annotated[int, within("repeat_last_n")] | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
 
 
 class Options(Sampled, kw_only=True):
@@ -38,10 +57,12 @@ class Options(Sampled, kw_only=True):
     model: str | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=limits.CHOICES)] | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: (
+        Annotated[dict[str, Bias], documented(maxProperties=MAX_BIASES, propertyNames={"pattern": "^[0-9]+$"})] | None
+    ) = None
     ignore_eos: bool | None = None
 
     @property
@@ -53,7 +74,7 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Part(Struct):
-    type: str
+    type: Annotated[str, documented(enum=TEXT_PARTS)]
     text: str | None = None
 
 
@@ -88,14 +109,28 @@ class ChatRequest(Options, kw_only=True):
     continue_final_message: bool | None = None
 
 
+Tokens = Annotated[list[Token], documented(minItems=1)]
+Prompts = Annotated[
+    list[str | Token | Tokens],
+    documented(
+        minItems=1,
+        anyOf=[
+            {"items": {"type": "string"}, "maxItems": limits.PROMPTS},
+            {"items": {"type": "integer"}},
+            {"items": {"type": "array"}, "maxItems": limits.PROMPTS},
+        ],
+    ),
+]
+
+
 class CompletionRequest(Options, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: str | Prompts
     logprobs: Annotated[int, Meta(ge=0, le=limits.COMPLETION_LOGPROBS)] | None = None
     echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
+    best_of: Annotated[int, documented(const=1)] | None = None
+    suffix: Annotated[str, documented(maxLength=0)] | None = None
     parse_special: bool | None = None
 
 
@@ -111,7 +146,7 @@ class TokenizeRequest(Struct):
 class DetokenizeRequest(Struct):
     """POST /detokenize."""
 
-    tokens: list[int]
+    tokens: list[Token]
 
 
 class TemplateRequest(Struct):

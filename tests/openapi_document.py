@@ -1,0 +1,99 @@
+"""The document at /openapi.json as tests use it: what an endpoint takes and answers, and whether an answer is as it
+says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+
+from gemmart.server.endpoints import ENDPOINTS
+from gemmart.server.openapi import document
+
+
+def made(*, needs_key: bool) -> dict[str, Any]:
+    """The document as a client reads it."""
+    return json.loads(json.dumps(document(ENDPOINTS, needs_key=needs_key)))
+
+
+DOCUMENT = made(needs_key=False)
+
+
+def deref(schema: dict[str, Any]) -> dict[str, Any]:
+    """A part of the document, or what it refers to."""
+    while "$ref" in schema:
+        found: Any = DOCUMENT
+        for name in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        schema = found
+    return schema
+
+
+def validator(schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+
+
+def allows(schema: dict[str, Any], value: Any) -> bool:
+    return validator(schema).is_valid(value)
+
+
+@cache
+def operations() -> list[tuple[str, str, dict[str, Any]]]:
+    """(method, path, operation) of each."""
+    return [(method.upper(), path, op) for path, item in DOCUMENT["paths"].items() for method, op in item.items()]
+
+
+def body_of(operation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The schema of an operation's body, and an example."""
+    if "requestBody" not in operation:
+        return None
+    content = operation["requestBody"]["content"]["application/json"]
+    return content["schema"], content["example"]
+
+
+def check(response: httpx.Response) -> None:
+    """That the document has this answer to its request, as it is. Paths that it does not have are refused."""
+    path = response.request.url.path
+    asked = [
+        operation
+        for method, template, operation in operations()
+        if method == response.request.method and re.fullmatch(re.sub(r"{\w+}", ".+", template), path)
+    ]
+    if not asked:
+        assert response.status_code in (404, 405), path
+        return
+    operation = asked[0]
+    declared = operation["responses"].get(str(response.status_code))
+    assert declared, f"{path} answers {response.status_code}, which the document does not have"
+    declared = deref(declared)
+    for name in declared["headers"]:
+        required = name == "x-request-id"
+        assert not required or name in response.headers, name
+    media = response.headers["content-type"].partition(";")[0]
+    assert media in declared["content"], media
+    content = declared["content"][media]
+    if "x-event-schema" in content:
+        values, schema = stream(response), {"anyOf": [content["x-event-schema"], error_of(operation)]}
+    elif media == "application/json":
+        values, schema = iter([response.json()]), content["schema"]
+    else:
+        return
+    for value in values:
+        validator(schema).validate(value)
+
+
+def error_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """The schema of its errors."""
+    return deref(operation["responses"]["500"])["content"]["application/json"]["schema"]
+
+
+def stream(response: httpx.Response) -> Iterator[Any]:
+    """The values in the events, or in the lines, of a stream."""
+    for line in response.text.split("\n"):
+        if line and not line.startswith((":", "event: ")) and line != "data: [DONE]":
+            yield json.loads(line.removeprefix("data: "))
