@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemmart.aio import AsyncModel, AsyncStream
     from gemmart.errors import (
         Cancelled,
         ChecksumError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 # Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
 _HOMES = {
+    "aio": "AsyncModel AsyncStream",
     "errors": (
         "Cancelled ChecksumError ContextOverflow DeviceError DiskFull DownloadError GemmartError InternalError "
         "InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError "
@@ -61,6 +63,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "AsyncModel",
+    "AsyncStream",
     "Cancelled",
     "ChecksumError",
     "Completion",

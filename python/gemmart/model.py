@@ -31,6 +31,7 @@ from gemmart.template import ChatTemplate, template_source
 from gemmart.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from gemmart.aio import AsyncModel
     from gemmart.server.app import App
     from gemmart.server.running import RunningServer
     from gemmart.session import Session
@@ -164,6 +165,13 @@ class Model:
     def has_template(self) -> bool:
         """Whether it is a chat model; a base model has no chat template."""
         return self._template is not None
+
+    @property
+    def aio(self) -> AsyncModel:
+        """The same for coroutines."""
+        from gemmart.aio import AsyncModel
+
+        return AsyncModel(self)
 
     def generate(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> Completion:
         """Continue a text (BOS is added where the file says so) or token ids; the options are those of stream()."""
@@ -299,12 +307,16 @@ class Model:
 
     def stream_logits(self, tokens: Sequence[int], n: int) -> Iterator[NDArray[np.float32]]:
         """Those of the last n tokens alone, in parts, as they are computed: float32 [some, n_vocab] each."""
-        check_number("n", n, int, 1, max(1, len(tokens)))
         events: SimpleQueue[Event] = SimpleQueue()
-        request = Request(events.put, self._check_ids(tokens), self.default_sampling, 0, 0, n_logits=n)
+        request = self.prepare_logits(tokens, n, emit=events.put)
         self.submit(request)
         stream = Stream(self, request, events)
         return (event for event in stream.events() if isinstance(event, np.ndarray))
+
+    def prepare_logits(self, tokens: Sequence[int], n: int, *, emit: Callable[[Event], object]) -> Request:
+        """The request behind stream_logits(), as prepare() makes that behind stream()."""
+        check_number("n", n, int, 1, max(1, len(tokens)))
+        return Request(emit, self._check_ids(tokens), self.default_sampling, 0, 0, n_logits=n)
 
     def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of a text. special: control tokens in it are recognised; otherwise text is only text."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmart.errors import InternalError, InvalidRequest
+from gemmart.engine import Event, Request
+from gemmart.errors import InvalidRequest
 from gemmart.model import Message
 from gemmart.results import Completion, Delta, Prefill
 from gemmart.sampling import Sampling
 from gemmart.stream import Stream
 
 if TYPE_CHECKING:
+    from gemmart.aio import AsyncSession
     from gemmart.model import Model
 
 OVERFLOW = ("error", "forget")
@@ -49,6 +53,13 @@ class Session:
         """Tokens used, and tokens in all."""
         return len(self.tokens), self._model.ctx
 
+    @property
+    def aio(self) -> AsyncSession:
+        """Its turns for coroutines."""
+        from gemmart.aio import AsyncSession
+
+        return AsyncSession(self)
+
     def send(self, content: str, sampling: Sampling | None = None, **options: Any) -> Completion:
         """Say something, wait for the whole answer; options as for Model.stream(). On an error the conversation is as
         before."""
@@ -57,17 +68,12 @@ class Session:
     def stream(self, content: str, sampling: Sampling | None = None, **options: Any) -> Turn:
         """The same as a Stream. The turn enters `messages` when the answer ends, or is stopped half-way, with what is
         written of it; where that is nothing, the turn is dropped."""
-        return self._answer(self.messages, {"role": "user", "content": content}, sampling, options)
+        return self._answer(self._said(content), sampling, options)
 
     def retry(self, content: str | None = None, sampling: Sampling | None = None, **options: Any) -> Turn:
         """Answer the last user message anew, or `content` in its place; the new turn replaces the old one when it
         enters `messages`. Raises InvalidRequest where there is no user message."""
-        starts = self._starts()
-        if not starts:
-            raise InvalidRequest("there is no user message that could be answered")
-        last = self.messages[starts[-1]]
-        turn = last if content is None else {**last, "content": content}
-        return self._answer(self.messages[: starts[-1]], turn, sampling, options)
+        return self._answer(self._said_again(content), sampling, options)
 
     def undo(self, turns: int = 1) -> None:
         """Forget the last exchanges: user messages, and what follows them. Raises InvalidRequest where there are not so
@@ -93,14 +99,32 @@ class Session:
 
         return saved.write(path, self._model, self)
 
-    def _answer(
-        self, messages: Sequence[Message], turn: Message, sampling: Sampling | None, options: dict[str, Any]
-    ) -> Turn:
+    def _said(self, content: str) -> Exchange:
+        return Exchange(self, list(self.messages), {"role": "user", "content": content})
+
+    def _said_again(self, content: str | None) -> Exchange:
+        starts = self._starts()
+        if not starts:
+            raise InvalidRequest("there is no user message that could be answered")
+        last = self.messages[starts[-1]]
+        return Exchange(self, self.messages[: starts[-1]], last if content is None else {**last, "content": content})
+
+    def _answer(self, exchange: Exchange, sampling: Sampling | None, options: dict[str, Any]) -> Turn:
+        events: SimpleQueue[Event] = SimpleQueue()
+        request = self._prepare(exchange, sampling, options, events.put)
+        self._model.submit(request)
+        return Turn(self._model, request, events, exchange)
+
+    def _prepare(
+        self, exchange: Exchange, sampling: Sampling | None, options: dict[str, Any], emit: Callable[[Event], object]
+    ) -> Request:
+        """The request for an answer, after the oldest exchanges are forgotten where that has to be."""
         options = {**self.options, **options}
         default = options.pop("sampling", None)
-        kept = list(messages) if self.overflow == "error" else self._that_fit(messages, turn, options.get("max_tokens"))
-        stream = self._model.stream_chat([*kept, turn], sampling or default, salt=self._salt, **options)
-        return Turn(stream, self, kept, turn, len(messages) - len(kept))
+        if self.overflow == "forget":
+            exchange.forget(self._that_fit(exchange.before, exchange.turn, options.get("max_tokens")))
+        prompt = self._model.chat_tokens([*exchange.before, exchange.turn])
+        return self._model.prepare(prompt, sampling or default, emit=emit, salt=self._salt, **options)
 
     def _that_fit(self, messages: Sequence[Message], turn: Message, max_tokens: int | None) -> list[Message]:
         """`messages` without the fewest oldest exchanges for which the prompt leaves a quarter of the context, or as
@@ -136,36 +160,51 @@ class Session:
         return [*messages[:first], *(messages[starts[n] :] if n < len(starts) else ())]
 
 
+@dataclass(slots=True)
+class Exchange:
+    """A user message that is being answered; with its answer it joins the conversation."""
+
+    session: Session | None
+    before: list[Message]
+    turn: Message
+    forgotten: int = 0
+
+    def forget(self, kept: list[Message]) -> None:
+        """Answer it after `kept` alone."""
+        self.forgotten = len(self.before) - len(kept)
+        self.before = kept
+
+    def enter(self, result: Completion | Exception | None, text: str) -> None:
+        """Once: join the conversation with the result, or with `text` where that is all there is of it; not where it
+        failed, or was stopped before a word."""
+        session, self.session = self.session, None
+        if session is None or isinstance(result, Exception):
+            return
+        text = text if result is None else result.text
+        if text or (result is not None and result.finish_reason != "cancelled"):
+            session.messages[:] = [*self.before, self.turn, {"role": "assistant", "content": text}]
+
+
 class Turn(Stream):
     """The stream of one answer, which enters the session's messages when it ends."""
 
-    def __init__(self, stream: Stream, session: Session, kept: list[Message], turn: Message, forgotten: int) -> None:
-        super().__init__(stream._model, stream._request, stream._events)
-        stream._result = InternalError("taken over by a session's turn")
-        self._session: Session | None = session
-        self._kept = kept
-        self._turn = turn
-        self.forgotten = forgotten
+    def __init__(self, model: Model, request: Request, events: SimpleQueue[Event], exchange: Exchange) -> None:
+        super().__init__(model, request, events)
+        self._exchange = exchange
+
+    @property
+    def forgotten(self) -> int:
         """How many old messages overflow="forget" drops for this turn."""
+        return self._exchange.forgotten
 
     def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
         yield from super().events()
-        self._enter()
+        self._exchange.enter(self._result, self.text)
 
     def close(self) -> None:
         super().close()
-        self._enter()
+        self._exchange.enter(self._result, self.text)
 
     def __del__(self) -> None:
         super().__del__()
-        self._enter()
-
-    def _enter(self) -> None:
-        """Once: the turn and its answer join the conversation, unless it failed or was stopped before a word."""
-        session, self._session = self._session, None
-        result = self._result
-        if session is None or isinstance(result, Exception):
-            return
-        text = result.text if result is not None else self.text
-        if text or (result is not None and result.finish_reason != "cancelled"):
-            session.messages[:] = [*self._kept, self._turn, {"role": "assistant", "content": text}]
+        self._exchange.enter(self._result, self.text)

@@ -19,18 +19,44 @@ if TYPE_CHECKING:
     from gemmart.model import Model
 
 
-class Stream:
-    """An answer while it is written: iterate over its Deltas, then ask for result(). Leaving early cancels it."""
+class Answer:
+    """What has been read of an answer."""
 
-    def __init__(self, model: Model, request: Request, events: SimpleQueue[Event]) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self._request = request
-        self._events = events
         self._result: Completion | Exception | None = None
+        self._n_prompt = 0
         self.text = ""
         """What has been read so far."""
         self.progress: Progress = no_progress
         """Called, while this is iterated over, with how much of a long prompt is read."""
+
+    def _take(self, event: Event) -> Delta | None:
+        """The next event; returns it where it is for the reader."""
+        if isinstance(event, Prefill):
+            self._n_prompt = event.total
+            self.progress("reading prompt", event.done, event.total)
+        if not isinstance(event, Delta):
+            return None
+        if self._n_prompt:
+            self.progress("reading prompt", self._n_prompt, self._n_prompt)
+            self._n_prompt = 0
+        self.text += event.text
+        return event
+
+    def _completion(self) -> Completion:
+        if not isinstance(self._result, Completion):
+            raise InternalError("a stream ended without a result")
+        return self._result
+
+
+class Stream(Answer):
+    """An answer while it is written: iterate over its Deltas, then ask for result(). Leaving early cancels it."""
+
+    def __init__(self, model: Model, request: Request, events: SimpleQueue[Event]) -> None:
+        super().__init__(model)
+        self._request = request
+        self._events = events
 
     def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
         while self._result is None:
@@ -44,25 +70,16 @@ class Stream:
             raise self._result
 
     def __iter__(self) -> Iterator[Delta]:
-        n_prompt = 0
         for event in self.events():
-            if isinstance(event, Prefill):
-                n_prompt = event.total
-                self.progress("reading prompt", event.done, n_prompt)
-            elif isinstance(event, Delta):
-                if n_prompt:
-                    self.progress("reading prompt", n_prompt, n_prompt)
-                    n_prompt = 0
-                self.text += event.text
-                yield event
+            delta = self._take(event)
+            if delta is not None:
+                yield delta
 
     def result(self) -> Completion:
         """The finished answer; reads what is left of the stream. Raises what stream() says."""
         for _ in self:
             pass
-        if not isinstance(self._result, Completion):
-            raise InternalError("a stream ended without a result")
-        return self._result
+        return self._completion()
 
     def cancel(self) -> None:
         """Have it end within one step; what comes until then can still be read."""
