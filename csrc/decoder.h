@@ -57,6 +57,7 @@ struct Batch {
     std::vector<int32_t> tokens;  // [n_tokens], segment by segment
     std::vector<Segment> segments;
     std::vector<int> outputs;  // rows that want logits, ascending
+    std::vector<int> hidden;   // rows that want their state behind the last norm instead, ascending
 };
 
 class KvCache;
@@ -66,8 +67,8 @@ class Executor {
   public:
     virtual ~Executor() = default;
     // Computes the batch, whose positions are reserved in `cache`, and writes logits [n_outputs, n_vocab], soft-capped
-    // and unnormalised.
-    virtual void forward(const Batch& batch, const KvCache& cache, float* logits) = 0;
+    // and unnormalised, and states [n_hidden, dim].
+    virtual void forward(const Batch& batch, const KvCache& cache, float* logits, float* hidden) = 0;
 };
 
 }  // namespace gemmart

@@ -62,7 +62,7 @@ Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequen
     : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}
 
 std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<const Run> runs,
-                                   std::span<const int> outputs) {
+                                   std::span<const int> outputs, std::span<const int> hidden) {
     const int n = static_cast<int>(tokens.size());
     check<std::invalid_argument>(n >= 1 && n <= model_->n_batch(), "a batch has ", n, " tokens, expected 1 to ",
                                  model_->n_batch());
@@ -82,29 +82,37 @@ std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<co
         total += run.n_tokens;
     }
     check<std::invalid_argument>(total == n, "the runs of a batch have ", total, " tokens, the batch ", n);
-    for (size_t i = 0; i < outputs.size(); ++i)
-        check<std::invalid_argument>(outputs[i] >= (i ? outputs[i - 1] + 1 : 0) && outputs[i] < n, "output row ",
-                                     outputs[i], ": rows must ascend within the batch's ", n);
+    for (std::span<const int> rows : {outputs, hidden})
+        for (size_t i = 0; i < rows.size(); ++i)
+            check<std::invalid_argument>(rows[i] >= (i ? rows[i - 1] + 1 : 0) && rows[i] < n, "output row ", rows[i],
+                                         ": rows must ascend within the batch's ", n);
+    for (int row : hidden)
+        check<std::invalid_argument>(!std::binary_search(outputs.begin(), outputs.end(), row), "row ", row,
+                                     " is to have logits and a state; a row has one of them");
     check<OutOfMemory>(kv_.can_hold(seqs, counts), "the KV cache has no room for ", n, " more tokens");
     batch.tokens.assign(tokens.begin(), tokens.end());
     batch.outputs.assign(outputs.begin(), outputs.end());
+    batch.hidden.assign(hidden.begin(), hidden.end());
 
     std::lock_guard lock(model_->mutex_);
-    n_outputs_ = 0;
+    n_outputs_ = 0, n_hidden_ = 0;
     if (const size_t n = outputs.size() * n_vocab(); n > logits_.size()) {
         logits_ = {};  // nothing is copied, and no room is left for more
         logits_.resize(n);
     }
+    hidden_.resize(std::max(hidden_.size(), hidden.size() * dim()));
     for (const Run& run : runs) kv_.reserve(run.seq, run.n_tokens);
-    model_->executor_.forward(batch, kv_, logits_.data());
+    model_->executor_.forward(batch, kv_, logits_.data(), hidden_.data());
     size_t row = 0;
     for (const Run& run : runs) {
         kv_.commit(run.seq, tokens.subspan(row, run.n_tokens));
         row += run.n_tokens;
     }
-    n_outputs_ = static_cast<int>(outputs.size());
+    n_outputs_ = static_cast<int>(outputs.size()), n_hidden_ = hidden.size();
     std::vector<bool> finite;
     for (int i = 0; i < n_outputs_; ++i) finite.push_back(model_->kernels().all_finite(logits(i), n_vocab()));
+    for (size_t i = 0; i < n_hidden_; ++i)
+        finite.push_back(model_->kernels().all_finite(hidden_.data() + i * dim(), dim()));
     return finite;
 }
 

@@ -67,14 +67,19 @@ class Context {
         int seq;
         int n_tokens;
     };
-    // Appends tokens to sequences, run by run, and computes the logits of the rows `outputs` (ascending). Returns
-    // whether each of these rows is finite. Throws std::invalid_argument or OutOfMemory with nothing changed.
-    std::vector<bool> forward(std::span<const int32_t> tokens, std::span<const Run> runs, std::span<const int> outputs);
+    // Appends tokens to sequences, run by run, and computes the logits of the rows `outputs` and the states behind the
+    // last norm of the rows `hidden` (both ascending, no row in both). Returns whether each of these rows is finite,
+    // those of `outputs` first. Throws std::invalid_argument or OutOfMemory with nothing changed.
+    std::vector<bool> forward(std::span<const int32_t> tokens, std::span<const Run> runs, std::span<const int> outputs,
+                              std::span<const int> hidden);
 
     // Logits of the last forward: n_outputs() rows of n_vocab().
     int n_outputs() const { return n_outputs_; }
     int n_vocab() const { return model_->facts().config.n_vocab; }
     const float* logits(int output) const;
+    // States of the last forward, [n_hidden, dim].
+    std::span<const float> hidden() const { return {hidden_.data(), n_hidden_ * dim()}; }
+    int dim() const { return model_->facts().config.dim; }
     // The k best of a row of them after bias and penalties, which are not seen in the row itself. Throws
     // std::invalid_argument.
     Candidates select(int output, int k, const Adjustments& adjust);
@@ -87,7 +92,9 @@ class Context {
     std::shared_ptr<Model> model_;
     KvCache kv_;
     std::vector<float> logits_;
+    std::vector<float> hidden_;
     int n_outputs_ = 0;
+    size_t n_hidden_ = 0;
 };
 
 }  // namespace gemmart

@@ -55,11 +55,11 @@ py::dict input_squares(Model& model) {
 }
 
 std::vector<bool> forward(Context& context, const Ids& tokens, const std::vector<std::pair<int, int>>& runs,
-                          const std::vector<int>& outputs) {
+                          const std::vector<int>& outputs, const std::vector<int>& hidden) {
     std::vector<Context::Run> list;
     for (auto [seq, n_tokens] : runs) list.push_back({seq, n_tokens});
     py::gil_scoped_release release;
-    return context.forward(as_span(tokens), list, outputs);
+    return context.forward(as_span(tokens), list, outputs, hidden);
 }
 
 Floats row_of(const Context& context, int output) {
@@ -71,6 +71,13 @@ Floats row_of(const Context& context, int output) {
 Floats all_rows(const Context& context) {
     Floats out({context.n_outputs(), context.n_vocab()});
     if (context.n_outputs()) std::copy_n(context.logits(0), out.size(), out.mutable_data());
+    return out;
+}
+
+Floats hidden_rows(const Context& context) {
+    const std::span<const float> rows = context.hidden();
+    Floats out({static_cast<py::ssize_t>(rows.size()) / context.dim(), static_cast<py::ssize_t>(context.dim())});
+    std::copy(rows.begin(), rows.end(), out.mutable_data());
     return out;
 }
 
@@ -169,14 +176,17 @@ void register_model(py::module_& m) {
                  }),
              "model"_a, py::kw_only(), "n_kv_tokens"_a, "n_sequences"_a, "kv_type"_a,
              "Room for n_kv_tokens positions, shared by all sequences. kv_type: f16, bf16, f32 or q8_0.")
-        .def("forward", &forward, "tokens"_a, "runs"_a, "outputs"_a,
+        .def("forward", &forward, "tokens"_a, "runs"_a, "outputs"_a, "hidden"_a = std::vector<int>(),
              "Appends `tokens` (int32 [n_tokens]) to sequences, run by run of (seq, n_tokens), and computes the logits "
              "of the rows `outputs` "
-             "(ascending). Returns for each of these whether it is finite. Releases the GIL. Raises InvalidRequest or "
+             "and the states behind the last norm of the rows `hidden` (both ascending, no row in both). Returns for "
+             "each of these whether it is finite, outputs first. Releases the GIL. Raises InvalidRequest or "
              "OutOfMemory; "
              "nothing is changed then.")
         .def("logits", &all_rows,
              "Logits of the last forward, float32 [n_outputs, n_vocab], soft-capped, unnormalised.")
+        .def("hidden", &hidden_rows,
+             "States of the last forward, float32 [n_hidden, dim]: what the output matrix is multiplied with.")
         .def("row", &row_of, "output"_a, "One row of them, float32 [n_vocab].")
         .def("select", &select_row, "output"_a, "k"_a, py::kw_only(), "bias_ids"_a = Ids(0), "bias"_a = Floats(0),
              "recent"_a = Ids(0), "repeat_penalty"_a = 1.f, "presence_penalty"_a = 0.f, "frequency_penalty"_a = 0.f,

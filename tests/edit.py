@@ -23,8 +23,8 @@ def edit(
 ) -> Path:
     """Copy a GGUF file to `to`, with keys and tensors replaced, added, or left out (None). Returns `to`.
 
-    A replaced key keeps its type where the value has one that fits; otherwise, or if new, it is a string, uint32, float32 or an array of
-    int32. A replaced tensor of float32 is F32; one of bytes keeps its format."""
+    A replaced key keeps its type where the value has one that fits; otherwise, or if new, it is a string, bool, uint32, float32 or an array
+    of int32. A replaced tensor of float32 is F32; one of bytes keeps its format."""
     keys, tensors = dict(keys or {}), dict(tensors or {})
     reader = GGUFReader(path)
     writer = GGUFWriter(to, reader.fields["general.architecture"].contents())
@@ -57,5 +57,6 @@ def add(writer: GGUFWriter, name: str, value: Value, kinds: list[GGUFValueType] 
         if isinstance(value, list):
             kinds = [GGUFValueType.ARRAY, GGUFValueType.INT32]
         else:
-            kinds = [{str: GGUFValueType.STRING, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}[type(value)]]
+            names = {str: "STRING", bool: "BOOL", int: "UINT32", float: "FLOAT32"}
+            kinds = [GGUFValueType[names[type(value)]]]
     writer.add_key_value(name, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)

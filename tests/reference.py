@@ -1,6 +1,7 @@
 """The decoder in float64 NumPy: the specification that the core is measured against.
 
-One function per family says what that family computes, over a few shared pieces. Weights are read from the GGUF file,
+One function per family says what that family computes up to the last norm, over a few shared pieces; `logits` is the
+end of all. Weights are read from the GGUF file,
 dequantised by the independent `gguf` package to float32 and widened; everything after that is float64. Nothing is fast.
 
     reference.forward("model.gguf", [2, 17, 5])   # logits [3, n_vocab], float64
@@ -63,6 +64,12 @@ def forward(
 
     `matmul_input` simulates the rounding of activations: it sees the input of each matrix product."""
     weights = Weights(path, matmul_input)
+    return logits(weights, FAMILIES[weights.family](weights, np.asarray(ids)))
+
+
+def hidden(path: Path | str, ids: Sequence[int] | NDArray[np.int32]) -> Array:
+    """States [n_tokens, dim] behind the last norm."""
+    weights = Weights(path)
     return FAMILIES[weights.family](weights, np.asarray(ids))
 
 
@@ -79,7 +86,7 @@ def gemma(w: Weights, ids: NDArray) -> Array:
         v = split_heads(w.matmul(f"blk.{i}.attn_v", h), n_kv_heads)
         x = x + w.matmul(f"blk.{i}.attn_output", attention(q, k, v, scale=1 / np.sqrt(head_dim)))
         x = x + gated_ffn(w, i, rms_norm(x, w[f"blk.{i}.ffn_norm"], eps), gelu_tanh)
-    return w.matmul("token_embd", rms_norm(x, w["output_norm"], eps))
+    return rms_norm(x, w["output_norm"], eps)
 
 
 def gemma2(w: Weights, ids: NDArray) -> Array:
@@ -89,9 +96,8 @@ def gemma2(w: Weights, ids: NDArray) -> Array:
     inv_freq = rope_frequencies(head_dim, w.key("rope.freq_base", 10000.0))
     # Not in the file: the 27B, which its 46 layers tell, divides queries by sqrt(dim / n_heads) = 12.
     scale = 1 / np.sqrt(dim / n_heads if n_layers == 46 else head_dim)
-    # Files converted in the family's first weeks lack these three keys.
+    # Files converted in the family's first weeks lack these two keys, and that of the last cap.
     attention_cap = w.key("attn_logit_softcapping", 50.0)
-    final_cap = w.key("final_logit_softcapping", 30.0)
     window = w.key("attention.sliding_window", 4096)
     x = w["token_embd"][ids] * np.sqrt(dim)
     for i in range(n_layers):
@@ -103,7 +109,7 @@ def gemma2(w: Weights, ids: NDArray) -> Array:
         x = x + rms_norm(w.matmul(f"blk.{i}.attn_output", h), w[f"blk.{i}.post_attention_norm"], eps)
         h = gated_ffn(w, i, rms_norm(x, w[f"blk.{i}.ffn_norm"], eps), gelu_tanh)
         x = x + rms_norm(h, w[f"blk.{i}.post_ffw_norm"], eps)
-    return soft_cap(w.matmul("token_embd", rms_norm(x, w["output_norm"], eps)), final_cap)
+    return rms_norm(x, w["output_norm"], eps)
 
 
 def gemma3(w: Weights, ids: NDArray) -> Array:
@@ -129,7 +135,7 @@ def gemma3(w: Weights, ids: NDArray) -> Array:
         x = x + rms_norm(w.matmul(f"blk.{i}.attn_output", h), w[f"blk.{i}.post_attention_norm"], eps)
         h = gated_ffn(w, i, rms_norm(x, w[f"blk.{i}.ffn_norm"], eps), gelu_tanh)
         x = x + rms_norm(h, w[f"blk.{i}.post_ffw_norm"], eps)
-    return w.matmul("token_embd", rms_norm(x, w["output_norm"], eps))
+    return rms_norm(x, w["output_norm"], eps)
 
 
 def llama(w: Weights, ids: NDArray) -> Array:
@@ -147,7 +153,13 @@ def llama(w: Weights, ids: NDArray) -> Array:
         v = split_heads(w.matmul(f"blk.{i}.attn_v", h), n_kv_heads)
         x = x + w.matmul(f"blk.{i}.attn_output", attention(q, k, v, scale=1 / np.sqrt(head_dim)))
         x = x + gated_ffn(w, i, rms_norm(x, w[f"blk.{i}.ffn_norm"], eps), silu)
-    return w.matmul("output" if "output" in w else "token_embd", rms_norm(x, w["output_norm"], eps))
+    return rms_norm(x, w["output_norm"], eps)
+
+
+def logits(w: Weights, x: Array) -> Array:
+    """Logits [n_tokens, n_vocab] of states behind the last norm; the output matrix is the embedding, or llama's own."""
+    cap = w.key("final_logit_softcapping", 30.0) if w.family == "gemma2" else 0.0
+    return soft_cap(w.matmul("output" if "output" in w else "token_embd", x), cap)
 
 
 FAMILIES = {"gemma": gemma, "gemma2": gemma2, "gemma3": gemma3, "llama": llama}

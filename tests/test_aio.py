@@ -84,6 +84,7 @@ def test_each_call_answers_as_the_synchronous_one(model: gemmart.Model) -> None:
     prompts = ["the word", [7, 8, 9], "what is it"]
     batch = model.batch(prompts, GREEDY, max_tokens=9)
     logits = model.logits(ids * 100)
+    embeddings = model.embed([ids, "the word"])
 
     async def work() -> None:
         assert (await model.aio.chat(HELLO, GREEDY, max_tokens=12)).tokens == chat.tokens
@@ -91,6 +92,7 @@ def test_each_call_answers_as_the_synchronous_one(model: gemmart.Model) -> None:
             answer.text for answer in batch
         ]
         assert np.array_equal(await model.aio.logits(ids * 100), logits)
+        assert np.array_equal(await model.aio.embed([ids, "the word"]), embeddings)
         assert await model.aio.tokenize("hello <eos>", bos=True, special=True) == ids
 
     run(work)
@@ -216,7 +218,7 @@ def test_leaving_a_loop_or_a_block_cancels(model: gemmart.Model) -> None:
     run(work)
 
 
-@pytest.mark.parametrize("kind", ["generate", "chat", "batch", "logits", "stream"])
+@pytest.mark.parametrize("kind", ["generate", "chat", "batch", "logits", "embed", "stream"])
 def test_a_timeout_cancels(model: gemmart.Model, kind: str) -> None:
     async def read() -> None:
         async for _ in stream:
@@ -230,6 +232,7 @@ def test_a_timeout_cancels(model: gemmart.Model, kind: str) -> None:
             "chat": lambda: model.aio.chat(HELLO, **LONG),
             "batch": lambda: model.aio.batch([[7], [8], [9]], **LONG),
             "logits": lambda: model.aio.logits(list(range(7, 500)) * 100),
+            "embed": lambda: model.aio.embed([list(range(7, 500))] * 100),
             "stream": read,
         }[kind]
         with pytest.raises(TimeoutError):
@@ -317,6 +320,8 @@ def test_errors_come_where_they_are_awaited(model: gemmart.Model) -> None:
             await model.aio.chat(HELLO, max_tokens=-1)
         with pytest.raises(InvalidRequest, match="outside 0 to"):
             await model.aio.logits([10**6])
+        with pytest.raises(InvalidRequest, match=r"texts\[1\]"):
+            await model.aio.embed(["the", [10**6]])
         with pytest.raises(InvalidRequest, match="is empty") as raised:
             await model.aio.batch([[7], []], **LONG)
         await until(lambda: model.n_requests == (0, 0))

@@ -93,7 +93,7 @@ def specified(path: Path, kv_type: str = "f32", *, rounds: bool = False, precise
     attention, to_cache = reference.attention, ROUND_KV[kv_type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "attention", lambda q, k, v, **facts: attention(q, to_cache(k), to_cache(v), **facts))
-        return reference.FAMILIES[weights.family](weights, IDS)
+        return reference.logits(weights, reference.FAMILIES[weights.family](weights, IDS))
 
 
 def computed(path: Path, kv_type: str = "f32", precise: bool = False) -> np.ndarray:

@@ -435,7 +435,6 @@ def test_unknown_paths_and_methods(server: httpx.Client) -> None:
         "/v1",
         "/v1/",
         "/v1/chat",
-        "/v1/embeddings",
         "/v1/chat/completions/",
         "/%00",
         "/..%2f",

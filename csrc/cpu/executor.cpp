@@ -5,6 +5,7 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <utility>
@@ -227,6 +228,7 @@ struct CpuExecutor::Impl {
     bool few = false;  // no segment has more than kFewTokens: the pieces of attention place its heads
     std::vector<Tile> tiles;
     std::vector<int> positions, all_rows;    // [n]
+    std::vector<int> last_rows;              // those that go on behind the last layer's attention, ascending
     std::map<int, AttentionWork> attention;  // by window
 
     Impl(std::shared_ptr<const GgufFile> file_, const Config& config_, const ModelTensors& tensors, int n_threads,
@@ -639,32 +641,48 @@ struct CpuExecutor::Impl {
         phases.end(thread, "soft cap");
     }
 
-    void run_all(int thread, float* logits) {
+    // The feed-forward of the last layer is added to a row of the residual stream.
+    void end_row(int row) const {
+        const auto at = std::lower_bound(last_rows.begin(), last_rows.end(), row) - last_rows.begin();
+        add_projection(static_cast<int>(at), row, layers.back().post_ffn_norm);
+    }
+
+    // Phase: hidden [n_hidden, dim] <- the states of the rows that asked, behind the last norm.
+    void take_hidden(int thread, float* hidden) {
+        if (batch->hidden.empty()) return;
+        pool.each(static_cast<int>(batch->hidden.size()), [&](int i) {
+            const int row = batch->hidden[i];
+            end_row(row);
+            kernels.rms_norm(residual(row), output_norm.data(), config.dim, config.norm_eps,
+                             hidden + static_cast<size_t>(i) * config.dim);
+        });
+        phases.end(thread, "hidden norm");
+    }
+
+    void run_all(int thread, float* logits, float* hidden) {
         const int last = static_cast<int>(layers.size()) - 1;
         run(thread, "embedding", n, [&](int i) { embed(thread, i); }, pack_layer(0, [](int) {}));
         for (int index = 0; index < last; ++index)
             run_layer(thread, index, all_rows, pack_layer(index + 1, [this, index](int i) {
                           add_projection(i, i, layers[index].post_ffn_norm);
                       }));
-        // Who measures inputs and wants no logits wants the last layer's inputs all the same.
-        const bool all = squares.on() && batch->outputs.empty();
-        const std::span<const int> outputs = all ? all_rows : batch->outputs;
-        run_layer(thread, last, outputs,
+        run_layer(thread, last, last_rows,
                   pack(
-                      "head norm", static_cast<int>(outputs.size()), config.dim, {&output}, precise,
-                      [=, this](int i) {
-                          add_projection(i, outputs[i], layers[last].post_ffn_norm);
-                          norm(i, outputs[i], output_norm);
+                      "head norm", static_cast<int>(batch->outputs.size()), config.dim, {&output}, precise,
+                      [this](int i) {
+                          end_row(batch->outputs[i]);
+                          norm(i, batch->outputs[i], output_norm);
                       },
                       [this](int i) { return normed(i); }));
+        take_hidden(thread, hidden);
         run_head(thread, logits);
     }
 
-    void forward(const Batch& batch_, const KvCache& cache_, float* logits) {
+    void forward(const Batch& batch_, const KvCache& cache_, float* logits, float* hidden) {
         batch = &batch_, cache = &cache_;
         n = static_cast<int>(batch->tokens.size());
         few = true;
-        tiles.clear(), positions.clear(), all_rows.clear();
+        tiles.clear(), positions.clear(), all_rows.clear(), last_rows.clear();
         for (const Batch::Segment& s : batch->segments) {
             few = few && s.n_tokens <= kFewTokens;
             for (int i = 0; i < s.n_tokens; ++i) {
@@ -675,12 +693,16 @@ struct CpuExecutor::Impl {
                 positions.push_back(s.start + i);
             }
         }
+        std::merge(batch->outputs.begin(), batch->outputs.end(), batch->hidden.begin(), batch->hidden.end(),
+                   std::back_inserter(last_rows));
+        // Who measures inputs and wants no row wants the last layer's inputs all the same.
+        if (squares.on() && last_rows.empty()) last_rows = all_rows;
         attention.clear();
         for (const LayerFacts& l : config.layers)
             if (!attention.count(l.window)) attention.emplace(l.window, attention_work(l.window));
         file->bytes().check_unchanged();
         phases.begin();
-        pool.run([&](int thread) { run_all(thread, logits); });
+        pool.run([&](int thread) { run_all(thread, logits, hidden); });
         weights->check_unchanged();
     }
 };
@@ -690,8 +712,8 @@ CpuExecutor::CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& con
     : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise, options, loading)) {}
 CpuExecutor::~CpuExecutor() = default;
 
-void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits) {
-    impl_->forward(batch, cache, logits);
+void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits, float* hidden) {
+    impl_->forward(batch, cache, logits, hidden);
 }
 const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
 PhaseTimer& CpuExecutor::phases() { return impl_->phases; }

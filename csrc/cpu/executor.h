@@ -22,10 +22,10 @@ class CpuExecutor final : public Executor {
     CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& config, const ModelTensors& tensors, int n_threads,
                 int n_batch, bool precise, const WeightOptions& options, Loading& loading);
     ~CpuExecutor() override;
-    void forward(const Batch& batch, const KvCache& cache, float* logits) override;
+    void forward(const Batch& batch, const KvCache& cache, float* logits, float* hidden) override;
     const Kernels& kernels() const;
     PhaseTimer& phases();
-    // Of the products of all layers, not of the output matrix. On, a pass that wants no logits computes all rows of the
+    // Of the products of all layers, not of the output matrix. On, a pass that wants no row computes all rows of the
     // last layer.
     InputSquares& input_squares();
 

@@ -99,9 +99,14 @@ class Model:
 class Context:
     def __init__(self, model: Model, *, n_kv_tokens: int, n_sequences: int, kv_type: str) -> None: ...
     def forward(
-        self, tokens: NDArray[np.int32], runs: Sequence[tuple[int, int]], outputs: Sequence[int]
+        self,
+        tokens: NDArray[np.int32],
+        runs: Sequence[tuple[int, int]],
+        outputs: Sequence[int],
+        hidden: Sequence[int] = (),
     ) -> list[bool]: ...
     def logits(self) -> NDArray[np.float32]: ...  # [n_outputs, n_vocab]
+    def hidden(self) -> NDArray[np.float32]: ...  # [n_hidden, dim]
     def row(self, output: int) -> NDArray[np.float32]: ...  # [n_vocab]
     def select(
         self,

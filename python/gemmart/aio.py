@@ -5,6 +5,7 @@ Any number of event loops and threads may use one model; each stream belongs to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmart.embedding import Embeddings
 from gemmart.engine import Event, Request
 from gemmart.errors import Cancelled
-from gemmart.results import Completion, Delta, Prefill
+from gemmart.results import Completion, Delta, Echo, Prefill
 from gemmart.sampling import Sampling
 from gemmart.stream import Answer
 
@@ -87,6 +89,22 @@ class AsyncModel:
                 rows.append(event)
         return np.concatenate(rows)
 
+    async def embed(
+        self, texts: Prompt | Sequence[Prompt], *, pooling: str | None = None, normalize: bool = True
+    ) -> NDArray[np.float32]:
+        """Embeddings, as Model.embed(): float32 [n, dim]."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
+
+        def emit(event: tuple[int, Event]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody reads on
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        prepare = partial(Embeddings, self._model, texts, emit, pooling=pooling, normalize=normalize)
+        with await asyncio.to_thread(prepare) as embeddings:
+            while embeddings.n_left:
+                embeddings.take(await events.get())
+        return embeddings.vectors
+
     async def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of a text, as Model.tokenize()."""
         return await asyncio.to_thread(self._model.tokenize, text, bos=bos, special=special)
@@ -125,7 +143,7 @@ class AsyncStream(Answer):
             self._end(Cancelled("the answer was cancelled before it began"))
             raise
 
-    async def next_event(self) -> Delta | Prefill | NDArray[np.float32] | None:
+    async def next_event(self) -> Delta | Echo | Prefill | NDArray[np.float32] | None:
         """What comes next, None at the end. Raises what Model.stream() says."""
         await self.start()
         if self._result is None:
@@ -227,7 +245,7 @@ class AsyncTurn(AsyncStream):
         """How many old messages overflow="forget" drops for this turn; known when it has begun."""
         return self._exchange.forgotten
 
-    async def next_event(self) -> Delta | Prefill | NDArray[np.float32] | None:
+    async def next_event(self) -> Delta | Echo | Prefill | NDArray[np.float32] | None:
         event = await super().next_event()
         if event is None:
             self._enter()

@@ -29,7 +29,8 @@ from gemmart.errors import (
     NumericError,
     OutOfMemory,
 )
-from gemmart.results import Completion, Delta, KvPages, Prefill, Timings, TokenLogprob, Usage
+from gemmart.pooling import Pool
+from gemmart.results import Completion, Delta, Echo, KvPages, Prefill, Slot, Timings, TokenLogprob, Usage
 from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_candidates
 from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
@@ -41,13 +42,13 @@ LENT_SECONDS = 0.02
 """How often a request that waits for lent pages, and for nothing else, looks for them."""
 
 T = TypeVar("T")
-Event = Delta | Prefill | Completion | NDArray[np.float32] | Exception
+Event = Delta | Echo | Prefill | Completion | NDArray[np.float32] | Exception
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What to compute, and where its events go: how far the prompt is read, deltas (or arrays of logits), then a
-    Completion or an exception."""
+    """What to compute, and where its events go: how far the prompt is read, its Echo where that is wanted, deltas (or
+    arrays of logits, or an embedding), then a Completion or an exception."""
 
     emit: Callable[[Event], object]  # called on the engine's thread; must neither block nor raise
     prompt: Sequence[int]
@@ -56,11 +57,24 @@ class Request:
     max_tokens: int  # how many may be generated
     stops: StopStrings = field(default_factory=lambda: StopStrings(()))
     n_logprobs: int | None = None
+    n_prompt_logprobs: int | None = None  # alternatives for the prompt's tokens; None: nothing of them is wanted
     ignore_stop_tokens: bool = False
     n_logits: int = 0  # of how many of the last prompt tokens logits are wanted, instead of an answer
+    pool: Pool | None = None  # what makes an embedding of the prompt's states, instead of an answer
     salt: int = 0  # only requests of the same salt share computed prefixes
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether tokens are generated."""
+        return not self.n_logits and self.pool is None
+
+    @property
+    def wants_all_rows(self) -> bool:
+        """Whether something is wanted of each token of the prompt, so that a stored prefix, of which there are keys and
+        values alone, is of no use."""
+        return not self.is_answered or self.n_prompt_logprobs is not None
 
 
 class Engine:
@@ -123,6 +137,10 @@ class Engine:
         request.cancelled = True  # the loop runs as long as there is a request, and looks at each step
 
     @property
+    def is_closed(self) -> bool:
+        return self._closing
+
+    @property
     def n_running(self) -> int:
         """Sequences under way."""
         return len(self._active)
@@ -131,6 +149,11 @@ class Engine:
     def n_waiting(self) -> int:
         """Requests that are not yet admitted."""
         return len(self._inbox)
+
+    @property
+    def slots(self) -> list[Slot]:
+        """What is under way."""
+        return [sequence.slot for sequence in self._active]
 
     def run(self, job: Callable[[_core.KvCache], T]) -> T:
         """Call `job` with the cache between two steps, on the engine's thread, and return what it returns. Raises what
@@ -233,29 +256,34 @@ class Engine:
         tokens: list[int] = []
         runs: list[tuple[int, int]] = []
         outputs: list[int] = []  # the rows that want logits
-        wanted: list[range] = []  # for each sequence, which of these are its own
+        hidden: list[int] = []  # the rows that want their state
+        wanted: list[range] = []  # for each sequence, which of either are its own
         for sequence, n in batch:
             run = sequence.pending[:n] + guess
-            n_outputs = sequence.n_outputs(n, guess)
+            rows = sequence.rows(n, guess)
+            to = outputs if sequence.request.pool is None else hidden
+            wanted.append(range(len(to), len(to) + len(rows)))
+            to += range(len(tokens) + rows.start, len(tokens) + rows.stop)
             tokens += run
             runs.append((sequence.id, len(run)))
-            wanted.append(range(len(outputs), len(outputs) + n_outputs))
-            outputs += range(len(tokens) - n_outputs, len(tokens))
             sequence.started = sequence.started or time.monotonic()
-        finite = self._context.forward(np.array(tokens, np.int32), runs, outputs)
+        finite = self._context.forward(np.array(tokens, np.int32), runs, outputs, hidden)
+        states = self._context.hidden()
         ended = time.monotonic()
         self._n_steps += 1
         for (sequence, n), own in zip(batch, wanted, strict=True):
             del sequence.pending[:n]
             sequence.last_step = self._n_steps
             try:
-                if sequence.request.n_logits:
+                if sequence.request.pool is not None:
+                    sequence.collect(states[own.start : own.stop], finite[len(outputs) :][own.start : own.stop])
+                elif sequence.request.n_logits:
                     sequence.hand_out(self._context, own, finite)
-                elif own:
+                elif own := sequence.read(self._context, own, finite):
                     n_right = sequence.advance(self._context, own, finite, guess)
                     if sequence is lone:
                         lone.speculation.learn(len(guess), n_right, ended)
-                else:
+                elif not sequence.finished:
                     n_prompt = len(sequence.request.prompt)
                     sequence.request.emit(Prefill(n_prompt - len(sequence.pending), n_prompt))
             except Exception as error:
@@ -273,7 +301,7 @@ class Engine:
         logit_rows = max(1, LOGIT_BYTES // (4 * self._tokenizer.n_tokens))
         for i, sequence in enumerate(prompts):
             n = min(len(sequence.pending), -(-room // (len(prompts) - i)), _core.KV_CHUNK)
-            if sequence.request.n_logits:
+            if sequence.request.n_logits or sequence.request.n_prompt_logprobs is not None:
                 n = min(n, logit_rows)
                 logit_rows -= n
             if n > 0:
@@ -318,20 +346,18 @@ class _Sequence:
         self._first = self._last = 0.0
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._decoder: StreamDecoder = tokenizer.decoder(start=False)
         self._stops = request.stops
-        self.speculation = Speculation([] if request.n_logits else [new(prompt) for new in guessers], times)
+        self.speculation = Speculation([new(prompt) for new in guessers] if request.is_answered else [], times)
         self._n_guessed = self._n_accepted = 0
         bias = dict(request.sampling.logit_bias)
         if request.ignore_stop_tokens:
             bias |= dict.fromkeys(tokenizer.stop_ids, -np.inf)
         self._bias_ids, self._bias = np.array(list(bias), np.int32), np.array(list(bias.values()), np.float32)
-        if request.n_logits:  # a stored prefix has keys and values, but no logits
-            self.id, self.n_cached = kv.new_sequence(), 0
-        else:
-            self.id, self.n_cached = kv.match_prefix(prompt, request.salt)
+        self.id, self.n_cached = kv.match_prefix(prompt[:0] if request.wants_all_rows else prompt, request.salt)
         self.pending: list[int] = self._ids[self.n_cached :]
-        if request.max_tokens == 0 and not request.n_logits:
+        if request.max_tokens == 0 and not request.wants_all_rows:
             self.finish("length")
 
     @property
@@ -340,16 +366,30 @@ class _Sequence:
         return len(self.request.prompt) + self.request.max_tokens - len(self._ids)
 
     @property
+    def slot(self) -> Slot:
+        n_prompt, n_past = len(self.request.prompt), len(self._ids) - len(self.pending)
+        state = "prompt" if n_past < n_prompt else "generating"
+        return Slot(self.id, state, n_prompt, n_past, n_decoded=len(self._ids) - n_prompt)
+
+    @property
     def decodes(self) -> bool:
         """Whether its next step computes the logits after one token."""
-        return len(self.pending) == 1 and not self.request.n_logits
+        return len(self.pending) == 1 and self.request.is_answered and self.request.max_tokens > 0
 
-    def n_outputs(self, n: int, guess: Sequence[int]) -> int:
-        """Of how many rows logits are wanted, the last ones, when n pending tokens and `guess` are computed."""
+    def rows(self, n: int, guess: Sequence[int]) -> range:
+        """Of which rows logits or states are wanted, when n pending tokens and `guess` are computed."""
         left = len(self.pending) - n
+        if self.request.pool is not None:
+            return self.request.pool.rows(len(self._ids) - len(self.pending), n)
         if self.request.n_logits:
-            return max(0, min(n, self.request.n_logits - left))
-        return 0 if left else 1 + len(guess)
+            return range(max(0, n - max(0, self.request.n_logits - left)), n)
+        first = n if left else n - 1
+        return range(0 if self._reads_logprobs else first, n if left else n + len(guess))
+
+    @property
+    def _reads_logprobs(self) -> bool:
+        """Whether the pending tokens are of a prompt whose log-probabilities are wanted."""
+        return self.request.n_prompt_logprobs is not None and len(self._ids) == len(self.request.prompt)
 
     def guess(self, n_most: int) -> list[int]:
         """Up to `n_most` tokens that may follow."""
@@ -362,6 +402,39 @@ class _Sequence:
             self.request.emit(np.stack([context.row(output) for output in outputs]))
         if not self.pending:
             self.finish("stop")
+
+    def collect(self, states: NDArray[np.float32], finite: Sequence[bool]) -> None:
+        """Pool rows of states; give the embedding away when all are there."""
+        _check_finite(finite)
+        pool = self.request.pool
+        assert pool is not None
+        pool.add(states)
+        if not self.pending:
+            self.request.emit(pool.result())
+            self.finish("stop")
+
+    def read(self, context: _core.Context, outputs: range, finite: Sequence[bool]) -> range:
+        """Take from the rows what is wanted of the prompt; returns those that are left, to sample from."""
+        if not self._reads_logprobs:
+            return outputs
+        request, n_prompt = self.request, len(self._ids)
+        n_known = min(len(outputs), n_prompt - 1 - len(self._prompt_logprobs))  # rows whose next token is the prompt's
+        _check_finite(finite[outputs.start : outputs.start + n_known])
+        for output in outputs[:n_known]:
+            token = self._ids[len(self._prompt_logprobs) + 1]
+            self._prompt_logprobs.append(self._logprob(context, output, token, request.n_prompt_logprobs or 0))
+        if not self.pending:
+            request.emit(Echo(tuple(self._ids), tuple(self._prompt_logprobs)))
+            if request.max_tokens == 0:
+                self.finish("length")
+        return outputs[n_known:] if request.max_tokens else range(0)
+
+    def _logprob(self, context: _core.Context, output: int, token: int, n: int) -> TokenLogprob:
+        """Of a token, with `n` alternatives."""
+        chosen, ids, values = logprobs(context.row(output), token, n)
+        return TokenLogprob(
+            token, self._tokenizer.piece(token), chosen, tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        )
 
     def advance(self, context: _core.Context, outputs: range, finite: Sequence[bool], guess: list[int]) -> int:
         """Sample the token after the last pending one, and after each of `guess` as long as it was the one sampled.
@@ -407,15 +480,17 @@ class _Sequence:
         self._first = self._first or self._last
         self._ids.append(token)
         request = self.request
-        if token in self._tokenizer.stop_ids and not request.ignore_stop_tokens:
+        ends = token in self._tokenizer.stop_ids and not request.ignore_stop_tokens
+        logprob: tuple[TokenLogprob, ...] | None = None
+        # Who scores a prompt counts on one for every token; otherwise they are of those that the text consists of.
+        if request.n_logprobs is not None and (not ends or request.n_prompt_logprobs is not None):
+            logprob = (self._logprob(context, output, token, request.n_logprobs),)
+            self._logprobs += logprob
+        if ends:
+            if logprob:
+                request.emit(Delta("", (), logprob))
             self.finish("stop")
             return
-        logprob: tuple[TokenLogprob, ...] | None = None
-        if request.n_logprobs is not None:
-            chosen, ids, values = logprobs(context.row(output), token, request.n_logprobs)
-            top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-            logprob = (TokenLogprob(token, self._tokenizer.piece(token), chosen, top),)
-            self._logprobs += logprob
         text, stopped = self._stops.push(self._decoder.push(token))
         self._text.append(text)
         request.emit(Delta(text, (token,), logprob))
@@ -456,6 +531,7 @@ class _Sequence:
                 seed=request.seed,
                 logprobs=tuple(self._logprobs) if request.n_logprobs is not None else None,
                 stop_string=self._stops.found,
+                prompt_logprobs=tuple(self._prompt_logprobs) if request.n_prompt_logprobs is not None else None,
             )
         )
 
@@ -481,7 +557,7 @@ def _public(error: Exception) -> GemmartError:
 
 def _check_finite(finite: Sequence[bool]) -> None:
     if not all(finite):
-        raise NumericError("the logits are not finite: a weight of the model is NaN or infinite, or too large")
+        raise NumericError("the results are not finite: a weight of the model is NaN or infinite, or too large")
 
 
 def _pages(n_tokens: int) -> int:

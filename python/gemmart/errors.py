@@ -131,21 +131,22 @@ class InvalidRequest(GemmartError, ValueError):
 
 
 class ContextOverflow(InvalidRequest):
-    """A prompt that does not fit into the context."""
+    """A prompt that does not fit into the context, or a text to embed, which `param` names."""
 
     exit_code = 11
     http_code = "context_length_exceeded"
 
-    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+    def __init__(self, n_prompt: int, n_ctx: int, param: str | None = None) -> None:
         super().__init__(
-            f"the prompt has {n_prompt} tokens, but the maximum context length is {n_ctx} tokens, "
-            "the answer included; shorten it or load the model with a larger ctx"
+            f"{param or 'the prompt'} has {n_prompt} tokens, but the maximum context length is {n_ctx} tokens"
+            f"{'' if param else ', the answer included'}; shorten it or load the model with a larger ctx",
+            param,
         )
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx
 
-    def __reduce__(self) -> tuple[type[ContextOverflow], tuple[int, int]]:
-        return type(self), (self.n_prompt, self.n_ctx)
+    def __reduce__(self) -> tuple[type[ContextOverflow], tuple[int, int, str | None]]:
+        return type(self), (self.n_prompt, self.n_ctx, self.param)
 
 
 class Cancelled(GemmartError):

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmart import _core
+from gemmart.embedding import Embeddings
 from gemmart.engine import Engine, Event, Request
-from gemmart.errors import InvalidRequest, TemplateError
-from gemmart.model_file import ModelFile, describe, general_sampling
+from gemmart.errors import ContextOverflow, InvalidRequest, TemplateError
+from gemmart.model_file import ModelFile, describe, general_sampling, own_pooling
+from gemmart.pooling import POOLINGS, Pool
 from gemmart.progress import Progress
-from gemmart.results import Completion, KvPages, MemoryPlan
+from gemmart.results import Completion, KvPages, MemoryPlan, Slot
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
 from gemmart.speculation import Draft, Lookup, NewGuesser
@@ -115,6 +117,8 @@ class Model:
                 raise
         core = loading.result()
         self.default_sampling = default_sampling(self.info.family, general_sampling(file.gguf))
+        self.default_pooling = own_pooling(file.gguf)
+        """How embed() pools unless told otherwise."""
         guessers: list[NewGuesser] = [Lookup] if lookup else []
         if draft is not None:
             smaller = _core.Model(
@@ -186,6 +190,7 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Sequence[str] | None = (),
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
         salt: int = 0,
@@ -194,8 +199,9 @@ class Model:
 
         sampling: fields left None take the model's defaults. seed: same seed, same text; None: a random one, told in
         the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
-        it. logprobs: how many alternatives to report for each token (0 to 20). parse_special: control tokens in the
-        prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt:
+        it. logprobs: how many alternatives to report for each token (0 to 20). prompt_logprobs: the same for the
+        prompt's tokens but the first, none of which is taken from a computed prefix then. parse_special: control tokens
+        in the prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt:
         requests of different salts share no computed prefix.
 
         Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
@@ -209,6 +215,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             parse_special=parse_special,
             ignore_eos=ignore_eos,
             salt=salt,
@@ -226,13 +233,15 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Sequence[str] | None = (),
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
         salt: int = 0,
     ) -> Request:
         """The request behind stream(), for who takes its events as they come: `emit` is called on the engine's thread
-        with how far the prompt is read, with each Delta, then with the Completion or an exception. salt: requests of
-        different salts share no computed prefix. submit() starts it, cancel() stops it."""
+        with how far the prompt is read, with its Echo where prompt_logprobs are wanted, with each Delta, then with the
+        Completion or an exception. salt: requests of different salts share no computed prefix. submit() starts it,
+        cancel() stops it."""
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, bos=True, special=parse_special)
         else:
@@ -245,6 +254,7 @@ class Model:
                 )
         for name, value, limit in (
             ("logprobs", logprobs, MAX_LOGPROBS),
+            ("prompt_logprobs", prompt_logprobs, MAX_LOGPROBS),
             ("max_tokens", max_tokens, 2**63 - 1),
             ("seed", seed, 2**64 - 1),
         ):
@@ -259,6 +269,7 @@ class Model:
             max_tokens=room if max_tokens is None else min(max_tokens, room),
             stops=StopStrings((stop,) if isinstance(stop, str) else tuple(stop or ())),
             n_logprobs=logprobs,
+            n_prompt_logprobs=prompt_logprobs,
             ignore_stop_tokens=ignore_eos,
             salt=salt,
         )
@@ -317,6 +328,62 @@ class Model:
         """The request behind stream_logits(), as prepare() makes that behind stream()."""
         check_number("n", n, int, 1, max(1, len(tokens)))
         return Request(emit, self._check_ids(tokens), self.default_sampling, 0, 0, n_logits=n)
+
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], *, pooling: str | None = None, normalize: bool = True
+    ) -> NDArray[np.float32]:
+        """Embeddings of texts, or of token ids: float32 [n, dim], also of a single one. Each is that of the text alone.
+
+        pooling: what of the states behind the last norm: "mean" of all tokens, "cls" (the first one's), "last"; None:
+        what the file says, or "mean". normalize: to length 1. A text begins and ends with the tokens that the file asks
+        for (BOS, EOS).
+
+        Raises InvalidRequest, and ContextOverflow for a text longer than the context, which name the text;
+        NumericError, OutOfMemory, ModelChanged, Cancelled (the model was closed)."""
+        events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+        with Embeddings(self, texts, events.put, pooling=pooling, normalize=normalize) as embeddings:
+            while embeddings.n_left:
+                embeddings.take(events.get())
+        return embeddings.vectors
+
+    def prepare_embedding(
+        self,
+        text: Prompt,
+        name: str = "text",
+        *,
+        emit: Callable[[Event], object],
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+        salt: int = 0,
+    ) -> Request:
+        """The request behind embed() for one text, which errors call `name`: `emit` is called on the engine's thread
+        with the embedding, float32 [dim], then with a Completion, which tells the usage, or an exception. truncate: of
+        what is longer than the context the end is left out. submit() starts it, cancel() stops it."""
+        ids = self.embedding_tokens(text, name, truncate=truncate)
+        if pooling is None:
+            pooling = self.default_pooling
+        if pooling not in POOLINGS:
+            raise InvalidRequest(f"pooling: {pooling!r} is unknown; {', '.join(POOLINGS)} are known", "pooling")
+        pool = Pool(pooling, len(ids), normalize=normalize)
+        return Request(emit, ids, self.default_sampling, seed=0, max_tokens=0, pool=pool, salt=salt)
+
+    def embedding_tokens(self, text: Prompt, name: str = "text", *, truncate: bool = False) -> list[int]:
+        """What is embedded for a text: its ids between the beginning and the end that the file asks for; ids are taken
+        as they are. Raises InvalidRequest where there are none, ContextOverflow where they are more than the context
+        holds, unless `truncate`."""
+        tokenizer, end = self._tokenizer, []
+        if isinstance(text, str):
+            ids = tokenizer.encode(text, bos=True)
+            end = [tokenizer.eos] if tokenizer.vocabulary.add_eos and tokenizer.eos is not None else []
+        else:
+            ids = self._check_ids(text, name)
+        ids = ids[: self.ctx - len(end) if truncate else None] + end
+        if not ids:
+            raise InvalidRequest(f"{name}: has no token; at least one is needed", name)
+        if len(ids) > self.ctx:
+            raise ContextOverflow(len(ids), self.ctx, name)
+        return ids
 
     def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of a text. special: control tokens in it are recognised; otherwise text is only text."""
@@ -403,6 +470,15 @@ class Model:
             drain=drain,
         )
         return RunningServer(listen, AppOptions(**options), self)
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The requests that are computed now."""
+        return self._engine.slots
+
+    @property
+    def is_closed(self) -> bool:
+        return self._engine.is_closed
 
     def close(self) -> None:
         """End what runs, free the memory. Closing twice does no harm."""

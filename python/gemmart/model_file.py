@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gemmart import _core
+from gemmart.pooling import FILE_POOLINGS
 from gemmart.results import ModelInfo
 from gemmart.sources import ModelSource
 from gemmart.tokenizer import Vocabulary
@@ -85,6 +86,13 @@ def general_sampling(gguf: _core.Gguf) -> dict[str, float]:
     prefix = "general.sampling."
     keys = gguf.keys()
     return {key.removeprefix(prefix): _value(gguf, key) for key in keys if key.startswith(prefix)}
+
+
+def own_pooling(gguf: _core.Gguf) -> str:
+    """How the file says that embeddings are pooled, or "mean"; a name that is no pooling where we do not have it."""
+    key = f"{gguf.get('general.architecture')}.pooling_type"
+    kind = gguf.get(key) if key in gguf else 0
+    return (FILE_POOLINGS.get(kind) if isinstance(kind, int) else None) or f"pooling_type {kind}"
 
 
 def _value(gguf: _core.Gguf, key: str) -> Any:

@@ -64,6 +64,14 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is read, where its log-probabilities are wanted; before the first Delta."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]  # of all tokens but the first
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A finished answer.
 
@@ -77,6 +85,7 @@ class Completion:
     seed: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     stop_string: str | None = None  # the one that ended it
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt's tokens but the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,17 @@ class KvPages:
     total: int
     held: int
     cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A request that is computed now."""
+
+    id: int  # of its sequence; the next one may have it again
+    state: str  # "prompt" or "generating"
+    n_prompt: int  # tokens of the prompt
+    n_past: int  # tokens that are computed, those taken from the prefix cache included
+    n_decoded: int  # tokens of the answer
 
 
 @dataclass(frozen=True, slots=True)

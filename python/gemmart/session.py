@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gemmart.engine import Event, Request
 from gemmart.errors import InvalidRequest
 from gemmart.model import Message
-from gemmart.results import Completion, Delta, Prefill
+from gemmart.results import Completion, Delta, Echo, Prefill
 from gemmart.sampling import Sampling
 from gemmart.stream import Stream
 
@@ -197,7 +197,7 @@ class Turn(Stream):
         """How many old messages overflow="forget" drops for this turn."""
         return self._exchange.forgotten
 
-    def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
+    def events(self) -> Iterator[Delta | Echo | Prefill | NDArray[np.float32]]:
         yield from super().events()
         self._exchange.enter(self._result, self.text)
 

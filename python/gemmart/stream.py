@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gemmart.engine import Event, Request
 from gemmart.errors import InternalError
 from gemmart.progress import Progress, no_progress
-from gemmart.results import Completion, Delta, Prefill
+from gemmart.results import Completion, Delta, Echo, Prefill
 
 if TYPE_CHECKING:
     from gemmart.model import Model
@@ -58,7 +58,7 @@ class Stream(Answer):
         self._request = request
         self._events = events
 
-    def events(self) -> Iterator[Delta | Prefill | NDArray[np.float32]]:
+    def events(self) -> Iterator[Delta | Echo | Prefill | NDArray[np.float32]]:
         while self._result is None:
             event = self._events.get()
             if isinstance(event, Completion | Exception):

@@ -28,6 +28,7 @@ COMMANDS = (
     "plan",
     "bench",
     "tokenize",
+    "embed",
     "convert",
     "quantize",
     "imatrix",

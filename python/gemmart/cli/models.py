@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from gemmart.terminal import Messages
 
 
-def model_and_rest(arguments: Sequence[str], given: dict[str, Any]) -> tuple[str | None, list[str]]:
-    """The model, from -m or the first argument, and the rest of the arguments. One argument alone that holds a blank
-    and is no file is a prompt for the model that a setting names, or the default one."""
+def model_and_rest(
+    arguments: Sequence[str], given: dict[str, Any], *, several: bool = False
+) -> tuple[str | None, list[str]]:
+    """The model, from -m or the first argument, and the rest of the arguments: one, or `several`. One argument alone
+    that holds a blank and is no file is a prompt for the model that a setting names, or the default one."""
     rest = list(arguments)
     is_prompt = len(rest) == 1 and len(rest[0].split()) > 1 and not os.path.exists(os.path.expanduser(rest[0]))
     model: str | None = given["model_option"] if _typed_option() or is_prompt or not rest else rest.pop(0)
-    if len(rest) > 1:
+    if len(rest) > 1 and not several:
         raise click.UsageError(f"{rest[1]!r}: too many arguments; a prompt of several words needs quotes")
     return model, rest
 

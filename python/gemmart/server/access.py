@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import Scope
 
 from gemmart.errors import InvalidRequest
@@ -68,9 +71,13 @@ class Access:
                 f"pages of {_shown(origin)} may not use this server; --cors-origin allows one",
             )
 
+    def is_open(self, scope: Scope) -> bool:
+        """Whether what is asked needs no key."""
+        return path_of(scope) in self._open_paths
+
     def check_key(self, scope: Scope) -> None:
         """Raises HttpError 401 where there are keys and none of them is given."""
-        if self._keys and path_of(scope) not in self._open_paths and not self._key(scope):
+        if self._keys and not self.is_open(scope) and not self._key(scope):
             raise HttpError(
                 401,
                 "invalid_api_key",
@@ -113,6 +120,17 @@ class Access:
             return True
         # A proxy may have ended TLS, so the page's scheme is believed.
         return given is not None and host is not None and given == _origin(f"{given[0]}://{host.strip()}")
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with a refusal of our shape."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Raises HttpError 403 for a method that there is not."""
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:
+            raise HttpError(403, "forbidden_origin", bytes(response.body).decode())
+        return response
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,9 +20,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gemmart import __version__
 from gemmart.model import Model
 from gemmart.server import limits
-from gemmart.server.access import Access, path_of
+from gemmart.server.access import Access, Cors, path_of
 from gemmart.server.endpoints import ENDPOINTS, dialect_of
-from gemmart.server.errors import ClientGone, Dialect, HttpError, answers_errors, draining, loading
+from gemmart.server.errors import (
+    ClientGone,
+    Dialect,
+    HttpError,
+    answers_errors,
+    draining,
+    loading,
+    too_many_connections,
+)
 from gemmart.server.generation import Generation
 from gemmart.server.metrics import Metrics
 
@@ -83,7 +90,7 @@ class App:
         self._router = Router(routes, redirect_slashes=False)
         self._inner: ASGIApp = answers_errors(self._with_key)
         if options.cors_origins:
-            self._inner = CORSMiddleware(
+            self._inner = Cors(
                 self._inner,
                 allow_origins=options.cors_origins,
                 allow_methods=["GET", "POST"],
@@ -132,6 +139,9 @@ class App:
             message = f"the headers are more than {limits.HEADERS} or longer than {limits.HEADER_BYTES} bytes"
             raise HttpError(431, "headers_too_large", message)
         self.access.check_browser(scope)
+        is_full = scope.get("state", {}).get("is_full")  # Connection tells it, where that is whose connection this is
+        if is_full and not self.access.is_open(scope) and is_full():
+            raise too_many_connections()
         await self._inner(scope, receive, send)
 
     async def _with_key(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,9 +150,11 @@ class App:
 
     @property
     def model(self) -> Model:
-        """Raises HttpError 503 while it loads."""
+        """Raises HttpError 503 while it loads, and when it is closed."""
         if self._model is None:
             raise loading()
+        if self._model.is_closed:
+            raise draining()
         return self._model
 
     def attach(self, model: Model) -> None:

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gemmart.server import limits
 from gemmart.server.access import is_loopback
-from gemmart.server.errors import HttpError, body
+from gemmart.server.errors import HttpError, body, too_many_connections
 
 
 class Connection(H11Protocol):
@@ -20,12 +20,13 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._opened = self.loop.time()
+        self.app_state = {"is_full": self._is_full}
         self._lingered = False
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         super().connection_made(transport)
         if self._is_one_too_many():
-            self._refuse(HttpError(503, "too_many_connections", "too many connections", headers={"Retry-After": "1"}))
+            self._refuse(too_many_connections())
         else:
             self._limit(limits.HEADER_SECONDS)
 
@@ -73,18 +74,26 @@ class Connection(H11Protocol):
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether nothing of it is being worked on."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether nothing of it is being worked on: neither a whole request nor an answer."""
+        return self.cycle is None or self.cycle.response_complete or self.conn.their_state is h11.SEND_BODY
+
+    @property
+    def _others(self) -> list[Connection]:
+        return [other for other in self.connections if isinstance(other, Connection) and other is not self]
+
+    def _is_full(self) -> bool:
+        """Whether all places but those kept for /health are taken by work."""
+        return sum(not other._is_waiting for other in self._others) >= limits.connections()
 
     def _is_one_too_many(self) -> bool:
         """Whether there is no place for it; the oldest connection that waits makes place."""
-        others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
+        others = self._others
         here = self.client[0] if self.client else None
         if here is not None and not is_loopback(here):
             same = sum(other.client is not None and other.client[0] == here for other in others)
             if same >= limits.CONNECTIONS_PER_ADDRESS:
                 return True
-        if len(others) < limits.CONNECTIONS:
+        if len(others) < limits.connections() + limits.KEPT_CONNECTIONS:
             return False
         waiting = [other for other in others if other._is_waiting]
         if not waiting:

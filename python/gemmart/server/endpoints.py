@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.server import anthropic, openai, openapi, replies, schema, status, tokens
+from gemmart.server import anthropic, embeddings, openai, openapi, replies, schema, status, tokens
 from gemmart.server.anthropic_schema import (
     CountTokensRequest,
     Message,
@@ -98,6 +98,36 @@ ENDPOINTS = (
         answer=TokenCount,
         errors=(404,),
     ),
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        embeddings.embeddings,
+        "Turn texts into vectors",
+        body=schema.EmbeddingsRequest,
+        example={"input": "Hello!"},
+        answer=replies.EmbeddingList,
+        errors=GENERATION,
+    ),
+    Endpoint(
+        "POST",
+        "/api/embed",
+        embeddings.ollama_embed,
+        "Turn texts into vectors, as Ollama does",
+        body=schema.OllamaEmbedRequest,
+        example={"model": "any", "input": "Hello!"},
+        answer=replies.OllamaEmbeddings,
+        errors=GENERATION,
+    ),
+    Endpoint(
+        "POST",
+        "/api/embeddings",
+        embeddings.ollama_embeddings,
+        "Turn a text into a vector, as Ollama did",
+        body=schema.OllamaEmbeddingsRequest,
+        example={"model": "any", "prompt": "Hello!"},
+        answer=replies.OllamaEmbedding,
+        errors=GENERATION,
+    ),
     Endpoint("GET", "/v1/models", openai.models, "List the model", answer=replies.ModelList),
     Endpoint("GET", "/v1/models/{id:path}", openai.model, "Describe the model", answer=replies.Model, errors=(404,)),
     Endpoint(
@@ -129,6 +159,7 @@ ENDPOINTS = (
     ),
     Endpoint("GET", "/health", status.health, "Tell whether it can answer", answer=replies.Health, key=False),
     Endpoint("GET", "/props", status.props, "Tell the settings", answer=replies.Props),
+    Endpoint("GET", "/slots", status.slots, "List what is computed now", answer=list[replies.Slot]),
     Endpoint("GET", "/metrics", status.metrics, "Tell the counters, for Prometheus", media="text/plain"),
     Endpoint("GET", "/openapi.json", openapi.openapi, "Describe all this", answer=dict[str, Any]),
 )

@@ -64,6 +64,11 @@ def draining() -> HttpError:
     return HttpError(503, "draining", "the server is shutting down", headers={"Retry-After": "1"})
 
 
+def too_many_connections() -> HttpError:
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return HttpError(503, "too_many_connections", "too many connections", headers=headers)
+
+
 def unsupported(param: str, why: str) -> HttpError:
     return HttpError(400, "unsupported_parameter", f"{param}: {why}", param=param)
 

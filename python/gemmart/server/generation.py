@@ -16,6 +16,7 @@ from gemmart.engine import Event
 from gemmart.engine import Request as EngineRequest
 from gemmart.errors import Cancelled, GemmartError
 from gemmart.model import Model
+from gemmart.pace import Pace
 from gemmart.results import Completion, Delta, Prefill, TokenLogprob
 from gemmart.server import limits
 from gemmart.server.errors import ClientGone, HttpError, draining, log, public
@@ -41,12 +42,14 @@ class Generation:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._requests: list[EngineRequest] = []
         self._later: dict[int, list[EngineRequest]] = {}
+        self._pace: Pace | None = None
         self.is_preparing = True
         self._under_way = under_way
         under_way.add(self)
 
-    async def start(self, prompts: Sequence[Prepare], n: int) -> None:
-        """Begin. Raises what Model.prepare() raises."""
+    async def start(self, prompts: Sequence[Prepare], n: int, *, paced: bool = False) -> None:
+        """Begin. paced: not with all prompts at once, but as the engine finds time for them. Raises what
+        Model.prepare() raises."""
 
         def prepare() -> list[EngineRequest]:
             return [
@@ -57,7 +60,12 @@ class Generation:
         # The other choices of a prompt wait until the first has computed it, and share that.
         for first in range(0, len(self._requests), n):
             self._later[first] = self._requests[first + 1 : first + n]
-            self._model.submit(self._requests[first])
+        if paced:
+            self._pace = Pace(self._requests[::n], self._model)
+            self._pace.go_on()
+        else:
+            for request in self._requests[::n]:
+                self._model.submit(request)
         self.is_preparing = False
 
     @property
@@ -89,6 +97,8 @@ class Generation:
                 self._model.submit(request)
             if isinstance(event, Completion):
                 n_open -= 1
+                if self._pace:
+                    self._pace.go_on(self._requests[index])
             if isinstance(event, Delta | Completion):
                 yield index, event
                 await asyncio.sleep(0)  # neither a queue that holds something nor a send lets others have the loop

@@ -46,6 +46,10 @@ class Metrics:
             self._generated.inc(result.usage.completion_tokens)
             self._first.observe(result.timings.queued_s + result.timings.prompt_s)
 
+    def count_prompt(self, n_tokens: int) -> None:
+        """Of what is read without an answer."""
+        self._prompt.inc(n_tokens)
+
     def text(self) -> tuple[bytes, str]:
         """The counters, and their media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -58,7 +58,7 @@ async def completions(request: Request) -> Response:
         raise unsupported("best_of", "this server offers 1 only")
     if asked.echo and asked.logprobs is not None:
         raise unsupported("echo", "this server does not offer it together with logprobs")
-    prompts = _prompts(asked.prompt)
+    prompts = prompts_of(asked.prompt, "prompt")
     if len(prompts) * (asked.n or 1) > limits.PROMPTS:
         raise InvalidRequest(
             f"prompt: {len(prompts)} prompts with n = {asked.n or 1} are more than {limits.PROMPTS} answers", "prompt"
@@ -86,18 +86,18 @@ def _call(
     )
 
 
-def _prompts(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """The prompts: a text, ids, or a list of texts or of lists of ids. Raises InvalidRequest."""
+def prompts_of(given: str | list[str | int | list[int]], name: str) -> list[str | list[int]]:
+    """The prompts of the field `name`: a text, ids, or a list of texts or of lists of ids. Raises InvalidRequest."""
     if isinstance(given, str):
         return [given]
     if not given:
-        raise InvalidRequest("prompt: is empty", "prompt")
+        raise InvalidRequest(f"{name}: is empty", name)
     ids = [token for token in given if isinstance(token, int)]
     if len(ids) == len(given):
         return [ids]
     prompts = [prompt for prompt in given if not isinstance(prompt, int)]
     if ids:
-        raise InvalidRequest("prompt: token ids stand beside texts or lists", "prompt")
+        raise InvalidRequest(f"{name}: token ids stand beside texts or lists", name)
     return prompts
 
 

@@ -164,6 +164,43 @@ class TextChunk(Head):
     timings: Timings | None = None
 
 
+# Embeddings
+
+
+class Embedding(Reply):
+    """`embedding`: numbers, or base64 of float32, little-endian."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(Reply):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Reply):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+class OllamaEmbeddings(Reply):
+    """Durations in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaEmbedding(Reply):
+    embedding: list[float]
+
+
 # Models
 
 
@@ -220,6 +257,16 @@ class AppliedTemplate(Reply):
 
 class Health(Reply):
     status: Literal["ok"]
+
+
+class Slot(Reply):
+    """A sequence that is computed now: tokens of its prompt, those computed, those of its answer."""
+
+    id: int
+    state: Literal["prompt", "generating"]
+    n_prompt: int
+    n_past: int
+    n_decoded: int
 
 
 class GenerationSettings(Reply):

@@ -134,6 +134,31 @@ class CompletionRequest(Options, kw_only=True):
     parse_special: bool | None = None
 
 
+class EmbeddingsRequest(Struct):
+    """POST /v1/embeddings."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+
+
+class OllamaEmbedRequest(Struct):
+    """POST /api/embed."""
+
+    input: str | list[str] | None
+    model: str | None = None
+    truncate: bool | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+
+
+class OllamaEmbeddingsRequest(Struct):
+    """POST /api/embeddings."""
+
+    prompt: str
+    model: str | None = None
+
+
 class TokenizeRequest(Struct):
     """POST /tokenize."""
 

@@ -42,6 +42,12 @@ async def props(request: Request) -> Response:
     )
 
 
+async def slots(request: Request) -> Response:
+    """What is computed now; nothing of what it says."""
+    app: App = request.app
+    return as_json(app.model.slots)
+
+
 async def metrics(request: Request) -> Response:
     app: App = request.app
     content, content_type = app.metrics.text()
