@@ -244,7 +244,6 @@ def test_wrong_prompts(fields: dict[str, Any], param: str, server: httpx.Client)
         (CHAT, {"web_search_options": {"a": 1}}, "web_search_options"),
         (TEXT, {"suffix": "end"}, "suffix"),
         (TEXT, {"best_of": 2}, "best_of"),
-        (TEXT, {"echo": True, "logprobs": 1}, "echo"),
     ],
 )
 def test_not_offered(path: str, fields: dict[str, Any], param: str, server: httpx.Client) -> None:

@@ -34,6 +34,7 @@ class Call:
     max_tokens: int | None = None
     stop: str | Sequence[str] | None = None
     logprobs: int | None = None
+    echo: Sequence[str] | None = None  # the prompts' texts, where their log-probabilities are wanted too
     ignore_eos: bool = False
     stream: bool = False
 
@@ -46,7 +47,8 @@ class Answer:
         self._record = record
         self._generation = generation
         self._n = call.n
-        self.choices = [Choice(app.model.tokenizer) for _ in range(len(call.prompts) * call.n)]
+        echo = call.echo or [""] * len(call.prompts)
+        self.choices = [Choice(app.model.tokenizer, text) for text in echo for _ in range(call.n)]
 
     @property
     def results(self) -> list[Completion]:
@@ -156,6 +158,7 @@ def _prepare(app: App, call: Call, encode: Callable[[], list[int]], salt: int) -
             max_tokens=call.max_tokens,
             stop=call.stop,
             logprobs=call.logprobs,
+            prompt_logprobs=None if call.echo is None else call.logprobs,
             ignore_eos=call.ignore_eos,
             salt=salt,
         )

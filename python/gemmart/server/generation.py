@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from math import nan
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from gemmart.engine import Request as EngineRequest
 from gemmart.errors import Cancelled, GemmartError
 from gemmart.model import Model
 from gemmart.pace import Pace
-from gemmart.results import Completion, Delta, Prefill, TokenLogprob
+from gemmart.results import Completion, Delta, Echo, Prefill, TokenLogprob
 from gemmart.server import limits
 from gemmart.server.errors import ClientGone, HttpError, draining, log, public
 from gemmart.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ class Generation:
         """How many each choice's prompt has, once it has begun."""
         return [len(request.prompt) for request in self._requests]
 
-    async def events(self) -> AsyncIterator[tuple[int, Delta | Completion] | None]:
+    async def events(self) -> AsyncIterator[tuple[int, Delta | Echo | Completion] | None]:
         """(index, event) as they come, up to the Completion of every choice; None where for a while none came. Raises
         what ends them."""
         n_open = len(self._requests)
@@ -99,7 +100,7 @@ class Generation:
                 n_open -= 1
                 if self._pace:
                     self._pace.go_on(self._requests[index])
-            if isinstance(event, Delta | Completion):
+            if isinstance(event, Delta | Echo | Completion):
                 yield index, event
                 await asyncio.sleep(0)  # neither a queue that holds something nor a send lets others have the loop
 
@@ -126,26 +127,29 @@ class Generation:
 class Choice:
     """One answer as it grows: its text, and the log-probabilities of the tokens that the text consists of."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, echo: str = "") -> None:
+        """echo: what it begins with when an Echo comes, the prompt's text."""
+        self._tokenizer = tokenizer
         self._decoder = tokenizer.decoder(start=False)
+        self._echo = echo
         self._n_pushed = self._n_passed = 0  # characters: of tokens; of text
         self._held: list[Placed] = []
         self.text = ""
         self.logprobs: list[Placed] = []
         self.result: Completion | None = None
 
-    def push(self, event: Delta | Completion) -> tuple[str, list[Placed]]:
+    def push(self, event: Delta | Echo | Completion) -> tuple[str, list[Placed]]:
         """Take the next event; returns the text that it adds, and the log-probabilities that belong to it: those of
         tokens of which a character has been passed on, since a stop string may still take back the others."""
         text = ""
+        if isinstance(event, Echo):
+            self.text, self.logprobs = self._echo, self._of_prompt(event)
+            self._n_pushed = self._n_passed = len(self._echo)
+            return self.text, list(self.logprobs)
         if isinstance(event, Delta):
             text = event.text
             for logprob in event.logprobs or ():
-                n = len(self._decoder.push(logprob.token))
-                # What is more than its own text is U+FFFD for a character that a token before it left incomplete.
-                n_before = max(0, n - len(logprob.piece.decode(errors="replace")))
-                self._held.append((self._n_pushed + n_before, logprob))
-                self._n_pushed += n
+                self._held.append(self._place(logprob, len(self._decoder.push(logprob.token))))
         else:
             self.result = event
         self._n_passed += len(text)
@@ -157,6 +161,22 @@ class Choice:
         self.text += text
         self.logprobs += passed
         return text, passed
+
+    def _place(self, logprob: TokenLogprob, n: int) -> Placed:
+        """Of a token that adds n characters."""
+        # What is more than its own text is U+FFFD for a character that a token before it left incomplete.
+        n_before = max(0, n - len(logprob.piece.decode(errors="replace")))
+        self._n_pushed += n
+        return self._n_pushed - n + n_before, logprob
+
+    def _of_prompt(self, echo: Echo) -> list[Placed]:
+        """The first token has NaN: nothing says how likely it was. A BOS that the text does not have takes no place."""
+        first = echo.tokens[0]
+        piece = self._tokenizer.piece(first)
+        is_added = first == self._tokenizer.bos and not self._echo.encode().startswith(piece)
+        decoder = self._tokenizer.decoder(special=True)
+        placed = [self._place(TokenLogprob(first, piece, nan, ()), 0 if is_added else len(decoder.push(first)))]
+        return placed + [self._place(logprob, len(decoder.push(logprob.token))) for logprob in echo.logprobs]
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -56,8 +56,6 @@ async def completions(request: Request) -> Response:
         raise unsupported("suffix", "this server does not fill in between")
     if asked.best_of not in (None, 1):
         raise unsupported("best_of", "this server offers 1 only")
-    if asked.echo and asked.logprobs is not None:
-        raise unsupported("echo", "this server does not offer it together with logprobs")
     prompts = prompts_of(asked.prompt, "prompt")
     if len(prompts) * (asked.n or 1) > limits.PROMPTS:
         raise InvalidRequest(
@@ -65,13 +63,19 @@ async def completions(request: Request) -> Response:
         )
     app.log_prompt(request, prompts)
     echo = [_text_of(app, prompt) for prompt in prompts] if asked.echo else None
+    scored = asked.logprobs is not None  # then the prompt comes when it is read, with its log-probabilities
     encoders = [partial(_encode, app, prompt, special=bool(asked.parse_special)) for prompt in prompts]
-    call = _call(asked, encoders, max_tokens=asked.max_tokens, logprobs=asked.logprobs)
-    return await answer(request, call, Text(app, asked.include_usage, echo, asked.n or 1))
+    call = _call(asked, encoders, max_tokens=asked.max_tokens, logprobs=asked.logprobs, echo=echo if scored else None)
+    return await answer(request, call, Text(app, asked.include_usage, None if scored else echo, asked.n or 1))
 
 
 def _call(
-    asked: Options, prompts: Sequence[Callable[[], list[int]]], *, max_tokens: int | None, logprobs: int | None
+    asked: Options,
+    prompts: Sequence[Callable[[], list[int]]],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    echo: Sequence[str] | None = None,
 ) -> Call:
     return Call(
         prompts=prompts,
@@ -81,6 +85,7 @@ def _call(
         max_tokens=max_tokens,
         stop=asked.stop,
         logprobs=logprobs,
+        echo=echo,
         ignore_eos=bool(asked.ignore_eos),
         stream=bool(asked.stream),
     )

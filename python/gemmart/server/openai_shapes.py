@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from gemmart.errors import GemmartError
@@ -157,8 +158,10 @@ class Text(_Chunks):
     def _logprobs(self, logprobs: Sequence[Placed]) -> dict[str, Any]:
         return {
             "tokens": [self._name(logprob.token) for _, logprob in logprobs],
-            "token_logprobs": [max(logprob.logprob, NEVER) for _, logprob in logprobs],
-            "top_logprobs": [self._top(logprob) for _, logprob in logprobs],
+            "token_logprobs": [
+                None if isnan(logprob.logprob) else max(logprob.logprob, NEVER) for _, logprob in logprobs
+            ],
+            "top_logprobs": [None if isnan(logprob.logprob) else self._top(logprob) for _, logprob in logprobs],
             "text_offset": [begin for begin, _ in logprobs],
         }
 

@@ -128,9 +128,11 @@ class ChatChunk(Head):
 
 
 class TextLogprobs(Reply):
+    """null for the first token of a prompt that is echoed."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
