@@ -82,11 +82,11 @@ Floats hidden_rows(const Context& context) {
 }
 
 py::tuple select_row(Context& context, int output, int k, const Ids& bias_ids, const Floats& bias, const Ids& recent,
-                     float repeat_penalty, float presence_penalty, float frequency_penalty) {
+                     float repeat_penalty, float presence_penalty, float frequency_penalty, const Ids& mask) {
     check<std::invalid_argument>(bias_ids.size() == bias.size(), "bias_ids has ", bias_ids.size(), " elements, bias ",
                                  bias.size());
-    const Adjustments adjust{as_span(bias_ids), as_span(bias),    as_span(recent),
-                             repeat_penalty,    presence_penalty, frequency_penalty};
+    const Adjustments adjust{as_span(bias_ids), as_span(bias),     as_span(recent), repeat_penalty,
+                             presence_penalty,  frequency_penalty, as_span(mask)};
     Candidates best;
     {
         py::gil_scoped_release release;
@@ -188,11 +188,14 @@ void register_model(py::module_& m) {
         .def("hidden", &hidden_rows,
              "States of the last forward, float32 [n_hidden, dim]: what the output matrix is multiplied with.")
         .def("row", &row_of, "output"_a, "One row of them, float32 [n_vocab].")
-        .def("select", &select_row, "output"_a, "k"_a, py::kw_only(), "bias_ids"_a = Ids(0), "bias"_a = Floats(0),
-             "recent"_a = Ids(0), "repeat_penalty"_a = 1.f, "presence_penalty"_a = 0.f, "frequency_penalty"_a = 0.f,
-             "(ids int32 [k], logits float32 [k], logsumexp): the k best of one row after bias and penalties, "
-             "descending, ties by lower id; "
-             "logsumexp of the whole adjusted row.")
+        .def(
+            "select", &select_row, "output"_a, "k"_a, py::kw_only(), "bias_ids"_a = Ids(0), "bias"_a = Floats(0),
+            "recent"_a = Ids(0), "repeat_penalty"_a = 1.f, "presence_penalty"_a = 0.f, "frequency_penalty"_a = 0.f,
+            "mask"_a = Ids(0),
+            "(ids int32 [k], logits float32 [k], logsumexp): the k best of one row after bias and penalties, "
+            "descending, ties by lower id; "
+            "logsumexp of the whole adjusted row. mask: int32 [ceil(n_vocab / 32)], of which bit i % 32 of word i / 32 "
+            "allows token i; the others are as if the row did not have them. Empty: all are allowed.")
         .def_property_readonly("kv", &Context::kv, py::return_value_policy::reference_internal,
                                "The KvCache of its sequences.");
 }

@@ -1,6 +1,7 @@
 #include "select.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 
@@ -47,13 +48,33 @@ void apply(const Adjustments& adjust, Changes& row) {
     }
 }
 
-}  // namespace
+// What a mask allows of a row, close together.
+struct Allowed {
+    std::vector<float> logits;
+    std::vector<int32_t> ids;
+};
 
-Candidates select(std::span<float> row, int k, const Adjustments& adjust, const cpu::Kernels& kernels) {
+Allowed allowed(std::span<const float> row, std::span<const int32_t> mask) {
+    check<std::invalid_argument>(mask.size() == (row.size() + 31) / 32, "the mask has ", mask.size(),
+                                 " words, expected ", (row.size() + 31) / 32, " for ", row.size(), " tokens");
+    Allowed out;
+    for (size_t word = 0; word < mask.size(); ++word) {
+        const size_t begin = 32 * word;
+        uint32_t bits = static_cast<uint32_t>(mask[word]);
+        if (row.size() - begin < 32) bits &= (uint32_t{1} << (row.size() - begin)) - 1;
+        for (; bits; bits &= bits - 1) {
+            const size_t id = begin + std::countr_zero(bits);
+            out.logits.push_back(row[id]);
+            out.ids.push_back(static_cast<int32_t>(id));
+        }
+    }
+    check<std::invalid_argument>(!out.ids.empty(), "the mask allows no token");
+    return out;
+}
+
+// The k best of `row`; `ids` are those of its tokens, empty: their places.
+Candidates best(std::span<const float> row, std::span<const int32_t> ids, int k, const cpu::Kernels& kernels) {
     const int n = static_cast<int>(row.size());
-    check<std::invalid_argument>(k >= 1, "k is ", k, ", expected at least 1");
-    Changes changes(row);
-    apply(adjust, changes);
     k = std::min(k, n);
 
     // A heap of the k best so far, the worst on top; most logits fall below it, and an equal one has a higher id.
@@ -69,11 +90,22 @@ Candidates select(std::span<float> row, int k, const Adjustments& adjust, const 
 
     Candidates out;
     for (const Candidate& c : heap) {
-        out.ids.push_back(c.id);
+        out.ids.push_back(ids.empty() ? c.id : ids[c.id]);
         out.logits.push_back(c.logit);
     }
     out.logsumexp = out.logits[0] + std::log(kernels.sum_exp(row.data(), n, out.logits[0]));
     return out;
+}
+
+}  // namespace
+
+Candidates select(std::span<float> row, int k, const Adjustments& adjust, const cpu::Kernels& kernels) {
+    check<std::invalid_argument>(k >= 1, "k is ", k, ", expected at least 1");
+    Changes changes(row);
+    apply(adjust, changes);
+    if (adjust.mask.empty()) return best(row, {}, k, kernels);
+    const Allowed some = allowed(row, adjust.mask);
+    return best(some.logits, some.ids, k, kernels);
 }
 
 }  // namespace gemmart

@@ -35,6 +35,7 @@ CONTRACT = [
     (errors.OutOfMemory, MemoryError, 10, 503),
     (errors.InvalidRequest, ValueError, 2, 400),
     (errors.ContextOverflow, errors.InvalidRequest, 11, 400),
+    (errors.ConstraintError, errors.InvalidRequest, 11, 400),
     (errors.Cancelled, errors.GemmartError, 130, 500),
     (errors.InternalError, RuntimeError, 70, 500),
 ]
@@ -61,6 +62,7 @@ def test_codes_of_http() -> None:
         "OutOfMemory": "out_of_memory",
         "InvalidRequest": "invalid_value",
         "ContextOverflow": "context_length_exceeded",
+        "ConstraintError": "invalid_schema",
     }
     assert errors.NumericError.http_code == "numeric_error"
     assert errors.InternalError.http_code == "internal_error"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from numpy.typing import NDArray
 
 from conftest import ISAS, Tiny, open_context
 from edit import edit
@@ -30,7 +31,21 @@ def context(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest
     return context
 
 
-def check(context: _core.Context, output: int, k: int, settings: Settings, recent: list[int]) -> None:
+def packed(allowed: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """A mask as the core takes it."""
+    bits = np.zeros(-(-len(allowed) // 32) * 32, bool)
+    bits[: len(allowed)] = allowed
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def check(
+    context: _core.Context,
+    output: int,
+    k: int,
+    settings: Settings,
+    recent: list[int],
+    allowed: NDArray[np.bool_] | None = None,
+) -> None:
     bias = settings.logit_bias
     ids, logits, logsumexp = context.select(
         output,
@@ -41,9 +56,10 @@ def check(context: _core.Context, output: int, k: int, settings: Settings, recen
         repeat_penalty=settings.repeat_penalty,
         presence_penalty=settings.presence_penalty,
         frequency_penalty=settings.frequency_penalty,
+        **({} if allowed is None else {"mask": packed(allowed)}),
     )
-    row = adjust(context.row(output), settings, recent)
-    order = np.argsort(-row, kind="stable")[:k]
+    row = adjust(context.row(output), settings, recent, allowed)
+    order = np.argsort(-row, kind="stable")[: k if allowed is None else min(k, allowed.sum())]
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(logits, row[order])
     assert ids.dtype == np.int32
@@ -72,6 +88,31 @@ def test_adjusted(context: _core.Context, rng: np.random.Generator) -> None:
         )
         recent = rng.integers(0, rng.choice([3, N_VOCAB]), rng.integers(0, 30)).tolist()
         check(context, int(rng.integers(3)), int(rng.integers(1, N_VOCAB + 1)), settings, recent)
+
+
+@pytest.mark.parametrize("share", [0.002, 0.05, 0.5, 0.98, 1])
+def test_masked(context: _core.Context, rng: np.random.Generator, share: float) -> None:
+    for _ in range(60):
+        allowed = rng.random(N_VOCAB) < share
+        allowed[rng.integers(N_VOCAB)] = True
+        settings = Settings(logit_bias={int(rng.integers(N_VOCAB)): 100.0}, repeat_penalty=1.3, repeat_last_n=-1)
+        recent = rng.integers(0, N_VOCAB, 10).tolist()
+        check(context, int(rng.integers(3)), int(rng.choice([1, 2, 40, N_VOCAB])), settings, recent, allowed)
+
+
+def test_bits_after_the_last_token_mean_nothing(tiny: Tiny) -> None:
+    context = open_context(tiny("llama", n_vocab=500))
+    context.forward(np.array([5], np.int32), [(context.kv.new_sequence(), 1)], [0])
+    full = np.full(16, -1, np.int32)
+    for found, wanted in zip(context.select(0, 600, mask=full), context.select(0, 600), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    only = np.zeros(500, bool)
+    only[499] = True
+    assert context.select(0, 600, mask=packed(only))[0].tolist() == [499]
+    beyond = np.zeros(16, np.int32)
+    beyond[15] = np.int32(1 << 20)  # token 500
+    with pytest.raises(InvalidRequest, match="allows no token"):
+        context.select(0, 1, mask=beyond)
 
 
 def test_a_token_can_be_forbidden(context: _core.Context) -> None:
@@ -110,10 +151,13 @@ def test_the_row_itself_stays(context: _core.Context) -> None:
         ({"bias_ids": [-1], "bias": [1.0]}, "token id -1"),
         ({"bias_ids": [1, 2], "bias": [1.0]}, "bias_ids has 2 elements, bias 1"),
         ({"recent": [4, 600], "repeat_penalty": 1.1}, "token id 600"),
+        ({"mask": [1] * 15}, "the mask has 15 words, expected 16 for 512 tokens"),
+        ({"mask": [1] * 17}, "the mask has 17 words"),
+        ({"mask": [0] * 16}, "the mask allows no token"),
     ],
 )
 def test_refused(context: _core.Context, arguments: dict, message: str) -> None:
-    dtypes = {"bias_ids": np.int32, "recent": np.int32, "bias": np.float32}
+    dtypes = {"bias_ids": np.int32, "recent": np.int32, "mask": np.int32, "bias": np.float32}
     given = {name: np.array(v, dtypes[name]) if name in dtypes else v for name, v in arguments.items()}
     with pytest.raises(InvalidRequest, match=message):
         context.select(given.pop("output", 0), given.pop("k", 1), **given)

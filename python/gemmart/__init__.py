@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemmart.errors import (
         Cancelled,
         ChecksumError,
+        ConstraintError,
         ContextOverflow,
         DeviceError,
         DiskFull,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         TruncatedModel,
         UnsupportedModel,
     )
+    from gemmart.format import Format
     from gemmart.loading import devices, load, plan
     from gemmart.model import Model
     from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
@@ -48,10 +50,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "aio": "AsyncModel AsyncStream",
     "errors": (
-        "Cancelled ChecksumError ContextOverflow DeviceError DiskFull DownloadError GemmartError InternalError "
-        "InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory TemplateError "
-        "TemplateLimit TruncatedModel UnsupportedModel"
+        "Cancelled ChecksumError ConstraintError ContextOverflow DeviceError DiskFull DownloadError GemmartError "
+        "InternalError InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory "
+        "TemplateError TemplateLimit TruncatedModel UnsupportedModel"
     ),
+    "format": "Format",
     "loading": "devices load plan",
     "model": "Model",
     "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",
@@ -68,12 +71,14 @@ __all__ = [
     "Cancelled",
     "ChecksumError",
     "Completion",
+    "ConstraintError",
     "ContextOverflow",
     "Delta",
     "Device",
     "DeviceError",
     "DiskFull",
     "DownloadError",
+    "Format",
     "GemmartError",
     "InternalError",
     "InvalidRequest",

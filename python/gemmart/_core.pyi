@@ -119,6 +119,7 @@ class Context:
         repeat_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        mask: NDArray[np.int32] = ...,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]: ...  # ids, logits, logsumexp
     @property
     def kv(self) -> KvCache: ...

@@ -12,9 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,13 @@ from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
 from gemmart.tokenizer import StreamDecoder, Tokenizer
 
+if TYPE_CHECKING:
+    from gemmart.constraint import Constraint
+
 LOGIT_BYTES = 256 << 20
 """Most bytes of logits that one step keeps, where a request wants them all."""
+ANY_TOKEN = np.zeros(0, np.int32)
+"""The mask that allows all."""
 LENT_SECONDS = 0.02
 """How often a request that waits for lent pages, and for nothing else, looks for them."""
 
@@ -59,6 +64,7 @@ class Request:
     n_logprobs: int | None = None
     n_prompt_logprobs: int | None = None  # alternatives for the prompt's tokens; None: nothing of them is wanted
     ignore_stop_tokens: bool = False
+    constraint: Constraint | None = None  # what the answer must look like
     n_logits: int = 0  # of how many of the last prompt tokens logits are wanted, instead of an answer
     pool: Pool | None = None  # what makes an embedding of the prompt's states, instead of an answer
     salt: int = 0  # only requests of the same salt share computed prefixes
@@ -115,6 +121,7 @@ class Engine:
         self.pages = self._count_pages()
         """How many there are, are held by sequences and are kept for their contents, since the last step."""
         self._pid = os.getpid()
+        self._aside = ThreadPoolExecutor(1, "gemmart-masks")  # for what is done while the core computes
         self._thread = threading.Thread(target=self._loop, name="gemmart-engine", daemon=True)
         self._thread.start()
 
@@ -208,6 +215,7 @@ class Engine:
             request.emit(Cancelled("the model was closed"))
         for _, done in self._jobs:
             done.set_exception(InvalidRequest("model: it is closed"))
+        self._aside.shutdown()
         del self._context, self._kv, self._guessers
 
     def _do_jobs(self) -> None:
@@ -258,6 +266,7 @@ class Engine:
         outputs: list[int] = []  # the rows that want logits
         hidden: list[int] = []  # the rows that want their state
         wanted: list[range] = []  # for each sequence, which of either are its own
+        constraints: list[Constraint] = []  # of those that choose a token
         for sequence, n in batch:
             run = sequence.pending[:n] + guess
             rows = sequence.rows(n, guess)
@@ -267,9 +276,14 @@ class Engine:
             tokens += run
             runs.append((sequence.id, len(run)))
             sequence.started = sequence.started or time.monotonic()
+            if rows and sequence.request.constraint:
+                constraints.append(sequence.request.constraint)
+        masks = self._aside.submit(_fill, constraints) if constraints else None
         finite = self._context.forward(np.array(tokens, np.int32), runs, outputs, hidden)
         states = self._context.hidden()
         ended = time.monotonic()
+        if masks:
+            masks.result()
         self._n_steps += 1
         for (sequence, n), own in zip(batch, wanted, strict=True):
             del sequence.pending[:n]
@@ -393,7 +407,8 @@ class _Sequence:
 
     def guess(self, n_most: int) -> list[int]:
         """Up to `n_most` tokens that may follow."""
-        return self.speculation.guess(self._ids, min(n_most, self._n_left - 1))  # one more is sampled than is right
+        n_most = min(n_most, self._n_left - 1)  # one more is sampled than is right
+        return self.speculation.guess(self._ids, n_most, self.request.constraint)
 
     def hand_out(self, context: _core.Context, outputs: range, finite: Sequence[bool]) -> None:
         """Give away rows of logits."""
@@ -450,12 +465,15 @@ class _Sequence:
             self._take(token, context, output)
             if token != guessed or self.finished:
                 break
+            if self.request.constraint:
+                self.request.constraint.fill()
         if n_right < len(guess):
             self._kv.trim(self.id, len(self._ids) - 1)
         return n_right
 
     def _choose(self, context: _core.Context, output: int) -> int:
         settings, n_vocab, position = self.request.sampling, self._tokenizer.n_tokens, len(self._ids)
+        mask = self.request.constraint.mask if self.request.constraint else ANY_TOKEN
         recent = self._ids[max(0, position - settings.repeat_last_n) if settings.repeat_last_n >= 0 else 0 :]
         k = needed_candidates(settings, n_vocab)
         while True:
@@ -468,8 +486,10 @@ class _Sequence:
                 repeat_penalty=settings.repeat_penalty,
                 presence_penalty=settings.presence_penalty,
                 frequency_penalty=settings.frequency_penalty,
+                mask=mask,
             )
-            index = choose(Candidates(ids, logits, logsumexp, n_vocab), settings, self.request.seed, position)
+            n_allowed = n_vocab if len(ids) == k else len(ids)  # fewer than were asked for are all there are
+            index = choose(Candidates(ids, logits, logsumexp, n_allowed), settings, self.request.seed, position)
             if index is not None:
                 return int(ids[index])
             k = min(8 * k, n_vocab)
@@ -494,8 +514,11 @@ class _Sequence:
         text, stopped = self._stops.push(self._decoder.push(token))
         self._text.append(text)
         request.emit(Delta(text, (token,), logprob))
+        complete = request.constraint is not None and request.constraint.take(token)
         if stopped:
             self._finish("stop")
+        elif complete:
+            self.finish("stop")
         elif self._n_left == 0:
             self.finish("length")
         else:
@@ -542,6 +565,11 @@ class _Sequence:
         if not self.finished:
             self.finished = True
             self.request.emit(event)
+
+
+def _fill(constraints: Sequence[Constraint]) -> None:
+    for constraint in constraints:
+        constraint.fill()
 
 
 def _public(error: Exception) -> GemmartError:

@@ -15,7 +15,8 @@
     ├── DeviceError (RuntimeError)               a device or instruction set cannot be used
     ├── OutOfMemory (MemoryError)
     ├── InvalidRequest (ValueError)              a caller's mistake
-    │   └── ContextOverflow                      the prompt does not fit; has n_prompt and n_ctx
+    │   ├── ContextOverflow                      the prompt does not fit; has n_prompt and n_ctx
+    │   └── ConstraintError                      a format that is wrong or too much; or an answer that cannot keep to it
     ├── Cancelled                                the caller stopped it; `partial` holds what was written, if anything
     └── InternalError (RuntimeError)             a bug in gemmart
 
@@ -147,6 +148,14 @@ class ContextOverflow(InvalidRequest):
 
     def __reduce__(self) -> tuple[type[ContextOverflow], tuple[int, int, str | None]]:
         return type(self), (self.n_prompt, self.n_ctx, self.param)
+
+
+class ConstraintError(InvalidRequest):
+    """A format for answers that is wrong, asks for what there is not or exceeds a limit, in the compiler's words; or
+    one that became too costly while an answer was written."""
+
+    exit_code = 11
+    http_code = "invalid_schema"
 
 
 class Cancelled(GemmartError):

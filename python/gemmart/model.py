@@ -20,6 +20,7 @@ from gemmart import _core
 from gemmart.embedding import Embeddings
 from gemmart.engine import Engine, Event, Request
 from gemmart.errors import ContextOverflow, InvalidRequest, TemplateError
+from gemmart.format import Format
 from gemmart.model_file import ModelFile, describe, general_sampling, own_pooling
 from gemmart.pooling import POOLINGS, Pool
 from gemmart.progress import Progress
@@ -34,6 +35,7 @@ from gemmart.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gemmart.aio import AsyncModel
+    from gemmart.constraint import Constraints
     from gemmart.server.app import App
     from gemmart.server.running import RunningServer
     from gemmart.session import Session
@@ -161,6 +163,12 @@ class Model:
             "precise": self.precise,
         }
 
+    @cached_property
+    def _constraints(self) -> Constraints:
+        from gemmart.constraint import Constraints
+
+        return Constraints(self._tokenizer)
+
     @property
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
@@ -193,6 +201,7 @@ class Model:
         prompt_logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        format: Format | None = None,
         salt: int = 0,
     ) -> Stream:
         """The same as a Stream of Deltas.
@@ -201,11 +210,11 @@ class Model:
         the result. max_tokens: None for as many as the context holds. stop: strings that end the answer, not part of
         it. logprobs: how many alternatives to report for each token (0 to 20). prompt_logprobs: the same for the
         prompt's tokens but the first, none of which is taken from a computed prefix then. parse_special: control tokens
-        in the prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. salt:
-        requests of different salts share no computed prefix.
+        in the prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. format: what the
+        answer must look like; it ends when it is complete. salt: requests of different salts share no computed prefix.
 
-        Raises InvalidRequest naming the option, ContextOverflow; while it runs NumericError, OutOfMemory, ModelChanged,
-        Cancelled (the model was closed)."""
+        Raises InvalidRequest naming the option, ContextOverflow, ConstraintError; while it runs NumericError,
+        OutOfMemory, ModelChanged, ConstraintError, Cancelled (the model was closed)."""
         events: SimpleQueue[Event] = SimpleQueue()
         request = self.prepare(
             prompt,
@@ -218,6 +227,7 @@ class Model:
             prompt_logprobs=prompt_logprobs,
             parse_special=parse_special,
             ignore_eos=ignore_eos,
+            format=format,
             salt=salt,
         )
         self.submit(request)
@@ -236,6 +246,7 @@ class Model:
         prompt_logprobs: int | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        format: Format | None = None,
         salt: int = 0,
     ) -> Request:
         """The request behind stream(), for who takes its events as they come: `emit` is called on the engine's thread
@@ -260,6 +271,8 @@ class Model:
         ):
             if value is not None:
                 check_number(name, value, int, 0, limit)
+        if format is not None and ignore_eos:
+            raise InvalidRequest("ignore_eos: an answer in a format ends when it is complete", "ignore_eos")
         room = max(1, self.ctx - len(prompt))
         return Request(
             emit=emit,
@@ -271,6 +284,7 @@ class Model:
             n_logprobs=logprobs,
             n_prompt_logprobs=prompt_logprobs,
             ignore_stop_tokens=ignore_eos,
+            constraint=None if format is None else self._constraints.begin(format),
             salt=salt,
         )
 

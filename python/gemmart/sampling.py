@@ -126,7 +126,7 @@ class Candidates:
     ids: npt.NDArray[np.int32]  # [k], k >= 1
     logits: npt.NDArray[np.float32]  # [k], falling; equal ones by rising id
     logsumexp: float  # of the whole row
-    n_vocab: int  # length of the row
+    n_vocab: int  # length of the row; what a mask forbids is no part of it
 
 
 def needed_candidates(settings: Settings, n_vocab: int) -> int:
@@ -218,10 +218,16 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def adjust(logits: npt.NDArray[np.float32], settings: Settings, recent: Sequence[int]) -> npt.NDArray[np.float32]:
+def adjust(
+    logits: npt.NDArray[np.float32],
+    settings: Settings,
+    recent: Sequence[int],
+    allowed: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.float32]:
     """What the core does to a row [n_vocab] before it picks candidates, as a specification: the bias is added; then,
     for tokens among the last `repeat_last_n` of `recent` (the whole sequence so far), the repeat penalty divides a
-    logit above 0 and multiplies another, and presence + frequency × count is subtracted. In float32."""
+    logit above 0 and multiplies another, and presence + frequency × count is subtracted. In float32. Tokens that are
+    not `allowed` [n_vocab] are at last −inf, and no candidates."""
     row = logits.astype(np.float32)
     for id, bias in settings.logit_bias.items():
         row[id] += np.float32(bias)
@@ -231,7 +237,7 @@ def adjust(logits: npt.NDArray[np.float32], settings: Settings, recent: Sequence
     row[ids] = np.where(row[ids] > 0, row[ids] / penalty, row[ids] * penalty)
     once, each = np.float32(settings.presence_penalty), np.float32(settings.frequency_penalty)
     row[ids] -= once + each * counts.astype(np.float32)
-    return row
+    return row if allowed is None else np.where(allowed, row, np.float32(-np.inf))
 
 
 def logprobs(

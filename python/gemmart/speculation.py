@@ -11,7 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from statistics import median
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from gemmart import _core
 from gemmart.errors import InvalidRequest
 from gemmart.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from gemmart.constraint import Constraint
 
 MAX_DRAFT = _core.KV_SLACK
 """Most tokens that can be guessed at once: further back the KV cache does not trim."""
@@ -171,13 +174,16 @@ class Speculation:
         self._asked: tuple[Guesser, Pace] | None = None  # whose guess is under way
         self._began = 0.0
 
-    def guess(self, tokens: list[int], n_most: int) -> list[int]:
-        """Up to `n_most` tokens that may follow; the step begins here."""
+    def guess(self, tokens: list[int], n_most: int, constraint: Constraint | None = None) -> list[int]:
+        """Up to `n_most` tokens that may follow, which `constraint` allows; the step begins here."""
         self._began = time.monotonic()
         if self.PLAIN in self._times:
             for guesser, pace in self._guessers:
                 n = min(pace.length, n_most)
-                if n > 0 and (guess := guesser.guess(tokens, n)):
+                guess = guesser.guess(tokens, n) if n > 0 else []
+                if guess and constraint:
+                    guess = guess[: constraint.possible(guess)]
+                if guess:
                     self._asked = guesser, pace
                     return guess
         self._asked = None

@@ -7,19 +7,9 @@ text. Gemma's format is our own code; any other template is the file's own, rend
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import re
-import select
-import signal
-import struct
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +18,14 @@ from typing import Any, NamedTuple
 import jinja2
 import markupsafe
 
-from gemmart.errors import InternalError, InvalidRequest, TemplateError, TemplateLimit
+from gemmart.errors import InvalidRequest, TemplateError, TemplateLimit
+from gemmart.worker import Worker, WorkerEnded
 
 log = logging.getLogger("gemmart")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM_STYLES = ("fold", "turn", "user")
 MAX_SOURCE = 1 << 20  # bytes
-START_TIMEOUT = 30.0  # seconds
 RENDER_TIMEOUT = 10.0  # seconds; the worker ends itself after one second of computing
 FIELDS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "type", "function", "arguments"))
 """Names that the API gives, not a user."""
@@ -322,24 +312,20 @@ class _Refused(TemplateError):
     """The template called raise_exception."""
 
 
-class _Worker:
-    """A process that renders templates: started when needed, ended when it exceeds a limit. Threads take turns."""
+class _Worker(Worker):
+    """The process that renders templates."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end = _nothing
+        super().__init__("template_worker.py", (jinja2, markupsafe), RENDER_TIMEOUT)
 
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
-        request = json.dumps({"source": source, "variables": variables}).encode()
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            try:
-                answer = self._exchange(request)
-            except BaseException:  # even of Ctrl-C: its answer must not be taken for that of the next request
-                self._end()
-                raise
+        try:
+            answer = self.ask({"source": source, "variables": variables})
+        except TimeoutError:
+            raise TemplateLimit(f"the chat template does not finish within {RENDER_TIMEOUT:g} s") from None
+        except WorkerEnded as ended:
+            reason = "computes for more than one second" if ended.too_long else "needs too much memory"
+            raise TemplateLimit(f"the chat template {reason}") from None
         if "limit" in answer:
             raise TemplateLimit(f"the chat template {answer['limit']}")
         if "error" in answer:
@@ -347,73 +333,3 @@ class _Worker:
             kind = _Refused if answer["raised"] else TemplateError
             raise kind(f"chat template{where}: {answer['error']}")
         return str(answer["text"])
-
-    def _start(self) -> None:
-        self._end()
-        script = Path(__file__).with_name("template_worker.py")
-        found = [str(Path(str(module.__file__)).parents[1]) for module in (jinja2, markupsafe)]
-        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}  # and no secret
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", str(script), *found],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=kept,
-            cwd="/",
-        )
-        self._end = weakref.finalize(self, _end, self._process)
-        try:
-            _receive(self._process, START_TIMEOUT)
-        except (EOFError, TimeoutError):
-            self._end()
-            raise InternalError(f"the worker for chat templates does not start: {script}") from None
-
-    def _exchange(self, request: bytes) -> dict[str, Any]:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        try:
-            process.stdin.write(struct.pack(">I", len(request)) + request)
-            process.stdin.flush()
-            return _receive(process, RENDER_TIMEOUT)
-        except TimeoutError:
-            raise TemplateLimit(f"the chat template does not finish within {RENDER_TIMEOUT:g} s") from None
-        except (EOFError, BrokenPipeError):
-            too_long = process.wait() == -signal.SIGPROF
-            reason = "computes for more than one second" if too_long else "needs too much memory"
-            raise TemplateLimit(f"the chat template {reason}") from None
-
-
-def _nothing() -> None:
-    """Ends no process."""
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream:
-            with contextlib.suppress(BrokenPipeError):  # a request that was not taken
-                stream.close()
-
-
-def _receive(process: subprocess.Popen[bytes], timeout: float) -> dict[str, Any]:
-    """The worker's next frame. Raises EOFError if it ends before, TimeoutError after `timeout` seconds."""
-    assert process.stdout is not None
-    file = process.stdout.fileno()
-    deadline = time.monotonic() + timeout
-
-    def read(n: int) -> bytes:
-        data = bytearray()
-        while len(data) < n:
-            if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            part = os.read(file, n - len(data))
-            if not part:
-                raise EOFError
-            data += part
-        return bytes(data)
-
-    (n,) = struct.unpack(">I", read(4))
-    answer: dict[str, Any] = json.loads(read(n))
-    return answer

@@ -222,9 +222,12 @@ class Tokenizer:
         """The bytes that the token stands for; they need not be UTF-8 alone. A control token stands for its name."""
         if id in self._pieces:
             return self._pieces[id]
-        piece = self.vocabulary.token(id) if self.is_control(id) else self._text_of(id)
-        self._pieces[id] = piece
+        self._pieces[id] = piece = self._piece(id)
         return piece
+
+    def pieces(self) -> list[bytes]:
+        """Those of the whole vocabulary."""
+        return [self._piece(id) for id in range(self.n_tokens)]
 
     def is_control(self, id: int) -> bool:
         """Whether the token is a mark (control or unknown) and no text."""
@@ -242,6 +245,9 @@ class Tokenizer:
                 return id
             at = blob.find(token, at + 1)
         return None
+
+    def _piece(self, id: int) -> bytes:
+        return self.vocabulary.token(id) if self.is_control(id) else self._text_of(id)
 
     def _text_of(self, id: int) -> bytes:
         kind = self.vocabulary.types[id]
