@@ -77,23 +77,19 @@ def check(response: httpx.Response) -> None:
     media = response.headers["content-type"].partition(";")[0]
     assert media in declared["content"], media
     content = declared["content"][media]
-    if "x-event-schema" in content:
-        values, schema = stream(response), {"anyOf": [content["x-event-schema"], error_of(operation)]}
-    elif media == "application/json":
-        values, schema = iter([response.json()]), content["schema"]
-    else:
-        return
-    for value in values:
-        validator(schema).validate(value)
+    if media == "application/json":
+        validator(content["schema"]).validate(response.json())
+    elif media == "text/event-stream":
+        for event in events(response):
+            validator(content["schema"]).validate(event)
+            schema = content["schema"]["properties"]["data"]
+            for option in schema.get("anyOf", [schema]):
+                if "contentSchema" in option and event["data"] != "[DONE]":
+                    validator(option["contentSchema"]).validate(json.loads(event["data"]))
 
 
-def error_of(operation: dict[str, Any]) -> dict[str, Any]:
-    """The schema of its errors."""
-    return deref(operation["responses"]["500"])["content"]["application/json"]["schema"]
-
-
-def stream(response: httpx.Response) -> Iterator[Any]:
-    """The values in the events, or in the lines, of a stream."""
-    for line in response.text.split("\n"):
-        if line and not line.startswith((":", "event: ")) and line != "data: [DONE]":
-            yield json.loads(line.removeprefix("data: "))
+def events(response: httpx.Response) -> Iterator[dict[str, str]]:
+    """The fields of each event of a stream."""
+    for event in response.text.removesuffix("\n\n").split("\n\n"):
+        if not event.startswith(":"):
+            yield dict(line.split(": ", 1) for line in event.split("\n"))

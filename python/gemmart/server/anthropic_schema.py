@@ -8,9 +8,9 @@ from msgspec import Meta, Struct
 
 from gemmart.server import limits
 from gemmart.server.replies import Reply
-from gemmart.server.schema import Part, Sampled, Stops
+from gemmart.server.schema import Parts, Sampled, Stops
 
-Blocks = str | Annotated[list[Part], Meta(max_length=limits.PARTS)]
+Blocks = str | Parts
 
 
 class Turn(Struct):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from typing import Any, TypeVar
@@ -26,6 +27,17 @@ PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
 MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
+def _number(text: str) -> float | int:
+    """JSON has one kind of number, so that 1.0 is as good as 1."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return int(value) if value.is_integer() and abs(value) < 2**64 else value
+
+
+DECODER = msgspec.json.Decoder(float_hook=_number)
+
+
 async def read(request: Request, kind: type[T]) -> T:
     """The request's JSON as a `kind`. Raises HttpError, InvalidRequest, ClientGone."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -43,7 +55,7 @@ def parse(data: bytes, kind: type[T], request_id: str) -> T:
     what is no JSON, too deep or asks for what there is not, InvalidRequest with the place for a value of another type.
     """
     try:
-        value = msgspec.json.decode(data)
+        value = DECODER.decode(data)
     except RecursionError:
         raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -42,6 +42,7 @@ class Endpoint:
     answer: Any = None  # what it answers as JSON; None: something else, of `media`
     media: str = JSON
     event: Any = None  # what each event of a stream holds, where it can answer with one
+    end: str | None = None  # what it holds after the last of these
     stream_media: str = EVENTS
     errors: tuple[int, ...] = ()  # statuses of its own, beyond those of every endpoint and of every body
     key: bool = True  # it needs one, where there are any
@@ -64,6 +65,7 @@ ENDPOINTS = (
         example={"messages": CHAT, "max_tokens": 16},
         answer=replies.ChatCompletion,
         event=replies.ChatChunk,
+        end="[DONE]",
         errors=GENERATION,
     ),
     Endpoint(
@@ -75,6 +77,7 @@ ENDPOINTS = (
         example={"prompt": "Hello", "max_tokens": 16},
         answer=replies.TextCompletion,
         event=replies.TextChunk,
+        end="[DONE]",
         errors=GENERATION,
     ),
     Endpoint(

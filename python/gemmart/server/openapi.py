@@ -117,9 +117,16 @@ def _content(endpoint: Endpoint, schema_of: Mapping[Any, Any]) -> dict[str, Any]
     schema = {"type": "string"} if endpoint.answer is None else schema_of[endpoint.answer]
     content: dict[str, Any] = {endpoint.media: {"schema": schema}}
     if endpoint.event is not None:
-        description = "With `stream`: events, each of which holds a value of `x-event-schema`, or an error."
-        stream = {"schema": {"type": "string", "description": description}, "x-event-schema": schema_of[endpoint.event]}
-        content[endpoint.stream_media] = stream
+        values = {"anyOf": [schema_of[endpoint.event], schema_of[endpoint.error]]}
+        data: dict[str, Any] = {"contentMediaType": JSON, "contentSchema": values}
+        if endpoint.end:
+            data = {"anyOf": [data, {"const": endpoint.end}]}
+        event = {
+            "type": "object",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
+            "required": ["data"],
+        }
+        content[endpoint.stream_media] = {"schema": {"description": "With `stream`: each event.", **event}}
     return content
 
 

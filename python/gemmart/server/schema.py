@@ -78,9 +78,15 @@ class Part(Struct):
     text: str | None = None
 
 
+Parts = Annotated[
+    list[Annotated[Part, documented(required=["type", "text"], properties={"text": {"type": "string"}})]],
+    Meta(max_length=limits.PARTS),
+]
+
+
 class ChatMessage(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Meta(max_length=limits.PARTS)] | None = None
+    content: str | Parts | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
