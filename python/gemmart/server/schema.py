@@ -102,7 +102,20 @@ def text_of(content: str | Sequence[Part], where: str, between: str = "") -> str
     return between.join(part.text or "" for part in content)
 
 
-Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES)]
+Messages = Annotated[
+    list[
+        Annotated[
+            ChatMessage,
+            documented(
+                anyOf=[  # who calls tools need not say anything
+                    {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+                    {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+                ]
+            ),
+        ]
+    ],
+    Meta(min_length=1, max_length=limits.MESSAGES),
+]
 
 
 class ChatRequest(Options, kw_only=True):

@@ -1,0 +1,46 @@
+"""What the document at /openapi.json says, tried out by schemathesis: requests that it allows and requests that it does
+not. GEMMART_EXAMPLES: how many random ones for each endpoint, beside those for each field."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+import gemmart
+from conftest import Tiny
+from openapi_document import DOCUMENT
+
+N_EXAMPLES = int(os.environ.get("GEMMART_EXAMPLES", "5"))
+MINUTE = 60
+BEYOND_SCHEMAS = re.compile(
+    "maximum context length|maximum$"
+    "|outside 0 to"  # token ids that this model does not have
+    "|is to be continued|messages is empty"
+    "|needs logprobs|together with logprobs"
+    "|more than 64 answers"  # prompts times n
+)
+"""Why a request may be refused though its fields are each as the document says."""
+
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+@pytest.fixture(scope="module")
+def url(tiny: Tiny) -> Iterator[str]:
+    path = tiny("gemma2", "Q8_0")
+    with gemmart.load(path, ctx=64, parallel=4, threads=1) as model, model.serve() as running:
+        yield running.url
+
+
+@schema.parametrize()
+@settings(max_examples=N_EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_endpoint(case: schemathesis.Case, url: str) -> None:
+    response = case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance], timeout=MINUTE)
+    if case.meta.generation.mode.is_positive and response.status_code == 400:
+        error = response.json()["error"]
+        assert error.get("code") == "template_error" or BEYOND_SCHEMAS.search(error["message"]), response.text
