@@ -15,6 +15,16 @@ from jsonschema import Draft202012Validator
 from gemmart.server.endpoints import ENDPOINTS
 from gemmart.server.openapi import document
 
+BEYOND = re.compile(
+    "maximum context length|maximum$"
+    "|outside 0 to"  # token ids that this model does not have
+    "|is to be continued|messages is empty"
+    "|needs logprobs|together with logprobs"
+    "|were not trained to be cut"  # this model's embeddings
+    "|more than 64 answers"  # prompts times n
+)
+"""Why a request may be refused though each of its fields is as the document says."""
+
 
 def made(*, needs_key: bool) -> dict[str, Any]:
     """The document as a client reads it."""
@@ -46,6 +56,13 @@ def allows(schema: dict[str, Any], value: Any) -> bool:
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
     """(method, path, operation) of each."""
     return [(method.upper(), path, op) for path, item in DOCUMENT["paths"].items() for method, op in item.items()]
+
+
+def refused_beyond(response: httpx.Response) -> bool:
+    """Whether a request was refused for what no schema tells."""
+    error = response.json()["error"]
+    found = isinstance(error, dict) and (error.get("code") == "template_error" or BEYOND.search(error["message"]))
+    return response.status_code == 400 and bool(found)
 
 
 def body_of(operation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:

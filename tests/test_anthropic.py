@@ -196,7 +196,7 @@ def test_count_tokens(server: httpx.Client, model: gemmart.Model) -> None:
         ({"temperature": 3}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"stop_sequences": "x"}, "stop_sequences"),
-        ({"stop_sequences": [""]}, "stop[0]"),
+        ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"stream": 1}, "stream"),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),

@@ -8,9 +8,10 @@ from msgspec import Meta, Struct
 
 from gemmart.server import limits
 from gemmart.server.replies import Reply
-from gemmart.server.schema import Parts, Sampled, Stops
+from gemmart.server.schema import AnyParts, Sampled
+from gemmart.stops import MAX_STOP_BYTES, MAX_STOPS
 
-Blocks = str | Parts
+Blocks = str | AnyParts
 
 
 class Turn(Struct):
@@ -23,6 +24,9 @@ class Thinking(Struct):
 
 
 Turns = Annotated[list[Turn], Meta(min_length=1, max_length=limits.MESSAGES)]
+
+
+StopSequence = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_BYTES)]
 
 
 class CountTokensRequest(Struct, kw_only=True):
@@ -40,7 +44,7 @@ class MessagesRequest(Sampled, kw_only=True):
     messages: Turns
     system: Blocks | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    stop_sequences: Stops | None = None
+    stop_sequences: Annotated[list[StopSequence], Meta(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     thinking: Thinking | None = None
     output_config: dict[str, Any] | None = None

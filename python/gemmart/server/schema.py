@@ -74,14 +74,16 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Part(Struct):
-    type: Annotated[str, documented(enum=TEXT_PARTS)]
+    type: str
     text: str | None = None
 
 
-Parts = Annotated[
-    list[Annotated[Part, documented(required=["type", "text"], properties={"text": {"type": "string"}})]],
-    Meta(max_length=limits.PARTS),
-]
+def _part(*types: str) -> Meta:
+    return documented(required=["text"], properties={"type": {"enum": types}, "text": {"type": "string"}})
+
+
+Parts = Annotated[list[Annotated[Part, _part("text")]], Meta(max_length=limits.PARTS)]
+AnyParts = Annotated[list[Annotated[Part, _part(*TEXT_PARTS)]], Meta(max_length=limits.PARTS)]
 
 
 class ChatMessage(Struct):
@@ -129,23 +131,20 @@ class ChatRequest(Options, kw_only=True):
 
 
 Tokens = Annotated[list[Token], documented(minItems=1)]
-Prompts = Annotated[
-    list[str | Token | Tokens],
-    documented(
-        minItems=1,
-        anyOf=[
-            {"items": {"type": "string"}, "maxItems": limits.PROMPTS},
-            {"items": {"type": "integer"}},
-            {"items": {"type": "array"}, "maxItems": limits.PROMPTS},
-        ],
-    ),
-]
+Mixed = list[str | Token | Tokens]
+
+
+def _alike(most: int) -> Meta:
+    """Either the ids of one text, or up to `most` texts or lists of ids."""
+    items = ({"type": "string"}, {"type": "array"})
+    several = [{"items": kind, "maxItems": most} for kind in items]
+    return documented(minItems=1, anyOf=[{"items": {"type": "integer"}}, *several])
 
 
 class CompletionRequest(Options, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | Prompts
+    prompt: str | Annotated[Mixed, _alike(limits.PROMPTS)]
     logprobs: Annotated[int, Meta(ge=0, le=limits.COMPLETION_LOGPROBS)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, documented(const=1)] | None = None
@@ -156,19 +155,19 @@ class CompletionRequest(Options, kw_only=True):
 class EmbeddingsRequest(Struct):
     """POST /v1/embeddings."""
 
-    input: str | list[str | int | list[int]]
+    input: str | Annotated[Mixed, _alike(limits.INPUTS)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
 class OllamaEmbedRequest(Struct):
     """POST /api/embed."""
 
-    input: str | list[str] | None
+    input: str | Annotated[list[str], documented(maxItems=limits.INPUTS)] | None
     model: str | None = None
     truncate: bool | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
 class OllamaEmbeddingsRequest(Struct):
