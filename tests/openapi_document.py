@@ -17,7 +17,7 @@ from gemmart.server.openapi import document
 
 BEYOND = re.compile(
     "maximum context length|maximum$"
-    "|outside 0 to"  # token ids that this model does not have
+    "|outside 0 to|is no token id"  # token ids that this model does not have
     "|is to be continued|messages is empty"
     "|needs logprobs|together with logprobs"
     "|were not trained to be cut"  # this model's embeddings

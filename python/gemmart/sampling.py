@@ -61,7 +61,9 @@ class Sampling:
         if len(bias) > MAX_BIASES:
             raise InvalidRequest(f"logit_bias has {len(bias)} entries; at most {MAX_BIASES} are allowed", "logit_bias")
         for id, value in bias.items():
-            check_number("a token id of logit_bias", id, int, 0, 2**31 - 1)
+            if isinstance(id, bool) or not isinstance(id, int | np.integer) or not 0 <= id < 2**31:
+                message = f"logit_bias: {id!r} is no token id, expected an integer from 0 to {2**31 - 1}"
+                raise InvalidRequest(message, f"logit_bias.{id}")
             check_number(f"logit_bias.{id}", value, float, -100, 100)
 
 
