@@ -43,7 +43,7 @@ async def read(request: Request, kind: type[T]) -> T:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise HttpError(415, "unsupported_media_type", "the body must be JSON: Content-Type: application/json")
-    data = await _bytes(request)
+    data = await read_bytes(request)
     request_id = request.scope["gemmart"].id
     if len(data) > LARGE:
         return await asyncio.to_thread(parse, data, kind, request_id)
@@ -94,7 +94,8 @@ def _too_deep() -> HttpError:
     return HttpError(400, "invalid_json", f"the body is nested deeper than {limits.JSON_DEPTH} levels")
 
 
-async def _bytes(request: Request) -> bytes:
+async def read_bytes(request: Request) -> bytes:
+    """The body as it comes. Raises HttpError where it is too long or too slow, ClientGone."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.BODY_BYTES:
         raise _too_large()
