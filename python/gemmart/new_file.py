@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from gemmart.errors import GemmartError, InvalidRequest
 from gemmart.sources import store
@@ -29,30 +30,37 @@ def check_target(out: str | Path, *, force: bool, source: Path | None = None) ->
 
 
 @contextmanager
+def replacing(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A file beside `target`, which only its owner can read, that becomes `target` if all goes well, and is gone
+    otherwise. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    path = Path(name)
+    try:
+        with open(handle, "w+b") as file:
+            yield path, file
+            file.flush()
+            os.fsync(handle)
+        path.replace(target)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def new_file(target: Path, *, force: bool, n_bytes: int | None = None) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` if all goes well, and is gone otherwise. Raises DiskFull,
     for `n_bytes` in all, and InvalidRequest for what else the system says about writing."""
-    path = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        path = Path(name)
-        try:
+        with replacing(target) as (path, file):
             yield path
-            os.fsync(handle)
-            os.fchmod(handle, 0o666 & ~_umask())
-        finally:
-            os.close(handle)
-        check_target(target, force=force)  # it may have come to be meanwhile
-        path.replace(target)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            check_target(target, force=force)  # it may have come to be meanwhile
     except GemmartError:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise store.disk_full(target.parent, n_bytes) from error
         raise InvalidRequest(f"{target}: cannot be written: {error.strerror}") from error
-    finally:
-        if path is not None:
-            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

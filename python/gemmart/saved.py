@@ -17,7 +17,7 @@ import secrets
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from gemmart.errors import InvalidRequest, OutOfMemory
+from gemmart.new_file import replacing
 from gemmart.prefix import PAGE, put_back, taken_out
 from gemmart.sampling import Sampling, check_number
 from gemmart.session import Session
@@ -49,13 +50,13 @@ def write(path: str | PathLike[str], model: Model, session: Session) -> int:
     The file is its owner's alone, and there as a whole or not at all. Raises OSError."""
     path = Path(path)
     if path.suffix == ".json":
-        with _replacing(path) as file:
+        with replacing(path) as (_, file):
             file.write(_chat(session, None))
         return 0
     ids = session.tokens
     with (
         taken_out(model._engine, model.windows, ids, session._salt) as prefix,
-        _replacing(path) as file,
+        replacing(path) as (_, file),
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         kv = None
@@ -116,22 +117,6 @@ def _chat(session: Session, kv: dict[str, Any] | None) -> bytes:
         "kv": kv,
     }
     return re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(chat, ensure_ascii=False)).encode()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the name `path` when the block ends without an error."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
 
 
 @contextmanager
