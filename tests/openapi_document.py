@@ -22,6 +22,10 @@ BEYOND = re.compile(
     "|needs logprobs|together with logprobs"
     "|were not trained to be cut"  # this model's embeddings
     "|more than 64 answers"  # prompts times n
+    "|has one format|in a format ends|together with tools"
+    "|there is no tool|is no tool to call|two have the name"
+    "|no call before has the id|arguments: is no JSON"
+    "|(json_schema|function|allowed_tools): is missing"  # which some types need
 )
 """Why a request may be refused though each of its fields is as the document says."""
 
@@ -61,7 +65,9 @@ def operations() -> list[tuple[str, str, dict[str, Any]]]:
 def refused_beyond(response: httpx.Response) -> bool:
     """Whether a request was refused for what no schema tells."""
     error = response.json()["error"]
-    found = isinstance(error, dict) and (error.get("code") == "template_error" or BEYOND.search(error["message"]))
+    found = isinstance(error, dict) and (
+        error.get("code") in ("template_error", "invalid_schema") or BEYOND.search(error["message"])
+    )
     return response.status_code == 400 and bool(found)
 
 

@@ -58,7 +58,7 @@ class AsyncModel:
         """The same as an AsyncStream."""
 
         def prepare(emit: Emit) -> Request:
-            return self._model.prepare(self._model.chat_tokens(messages), sampling, emit=emit, **options)
+            return self._model.prepare_chat(messages, sampling, emit=emit, **options)
 
         return AsyncStream(self._model, prepare)
 

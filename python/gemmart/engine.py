@@ -35,6 +35,7 @@ from gemmart.sampling import Candidates, Settings, choose, logprobs, needed_cand
 from gemmart.speculation import NewGuesser, Speculation, StepTimes
 from gemmart.stops import StopStrings
 from gemmart.tokenizer import StreamDecoder, Tokenizer
+from gemmart.tools import CallDelta, CallParser
 
 if TYPE_CHECKING:
     from gemmart.constraint import Constraint
@@ -65,6 +66,7 @@ class Request:
     n_prompt_logprobs: int | None = None  # alternatives for the prompt's tokens; None: nothing of them is wanted
     ignore_stop_tokens: bool = False
     constraint: Constraint | None = None  # what the answer must look like
+    calls: CallParser | None = None  # what finds calls of tools in it
     n_logits: int = 0  # of how many of the last prompt tokens logits are wanted, instead of an answer
     pool: Pool | None = None  # what makes an embedding of the prompt's states, instead of an answer
     salt: int = 0  # only requests of the same salt share computed prefixes
@@ -512,10 +514,12 @@ class _Sequence:
             self.finish("stop")
             return
         text, stopped = self._stops.push(self._decoder.push(token))
+        text, calls = request.calls.push(text) if request.calls else (text, ())
         self._text.append(text)
-        request.emit(Delta(text, (token,), logprob))
+        request.emit(Delta(text, (token,), logprob, calls))
         complete = request.constraint is not None and request.constraint.take(token)
         if stopped:
+            self._rest("")
             self._finish("stop")
         elif complete:
             self.finish("stop")
@@ -528,16 +532,26 @@ class _Sequence:
         """End with what the decoder and the stop strings still hold back."""
         if self.finished:
             return
-        text = self._stops.push(self._decoder.finish())[0] + self._stops.finish()
-        if text:
-            self._text.append(text)
-            self.request.emit(Delta(text, ()))
+        self._rest(self._stops.push(self._decoder.finish())[0] + self._stops.finish())
         self._finish(reason)
+
+    def _rest(self, text: str) -> None:
+        """Hand out text that belongs to no token of its own."""
+        calls: tuple[CallDelta, ...] = ()
+        if self.request.calls:
+            text, calls = self.request.calls.push(text)
+            text += self.request.calls.finish()
+        if text or calls:
+            self._text.append(text)
+            self.request.emit(Delta(text, (), calls=calls))
 
     def _finish(self, reason: str) -> None:
         request, now = self.request, time.monotonic()
         started, first = self.started or now, self._first or now
         tokens = self._ids[len(request.prompt) :]
+        tool_calls = tuple(request.calls.calls) if request.calls else ()
+        if tool_calls and reason == "stop":
+            reason = "tool_calls"
         self._end(
             Completion(
                 text="".join(self._text),
@@ -554,6 +568,7 @@ class _Sequence:
                 seed=request.seed,
                 logprobs=tuple(self._logprobs) if request.n_logprobs is not None else None,
                 stop_string=self._stops.found,
+                tool_calls=tool_calls,
                 prompt_logprobs=tuple(self._prompt_logprobs) if request.n_prompt_logprobs is not None else None,
             )
         )

@@ -44,14 +44,21 @@ class Format:
     param: str = field(default="format", compare=False)  # what messages call it
 
     @classmethod
+    def made(cls, grammar: str, *, param: str) -> Format:
+        """A grammar of our own."""
+        _check_source(grammar, param)
+        return cls(grammar, param=param)
+
+    @classmethod
     def json(cls, *, param: str = "format") -> Format:
         """Any JSON object."""
         return cls.schema({"type": "object"}, param=param)
 
     @classmethod
-    def schema(cls, schema: Mapping[str, Any] | type, *, param: str = "format") -> Format:
+    def schema(cls, schema: Mapping[str, Any] | type, *, param: str = "format", lenient: bool = False) -> Format:
         """JSON that a schema (draft 2020-12) describes, or a type: a dataclass, a TypedDict, a msgspec or pydantic
-        model. Properties come in the schema's order. Keywords that cannot be kept to are refused."""
+        model. Properties come in the schema's order. Keywords that cannot be kept to are refused; lenient: left
+        out."""
         value = dict(schema) if isinstance(schema, Mapping) else _schema_of(schema, param)
         _check_size(value, param)
         if "x-guidance" in value:
@@ -61,7 +68,7 @@ class Format:
         except (TypeError, ValueError) as error:
             raise ConstraintError(f"{param}: a schema must be what JSON can hold: {error}", param) from None
         _check_source(text, param)
-        options = json.dumps({"x-guidance": {"whitespace_pattern": WHITESPACE}})
+        options = json.dumps({"x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": lenient}})
         separator = ", " if value else ""
         return cls(f"start: %json {options[:-1]}{separator}{text[1:]}\n", param=param)
 

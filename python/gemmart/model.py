@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property, partial
 from operator import index
@@ -32,6 +32,7 @@ from gemmart.stops import StopStrings
 from gemmart.stream import Stream
 from gemmart.template import ChatTemplate, template_source
 from gemmart.tokenizer import Tokenizer
+from gemmart.tools import NO_TOOLS, Tool, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.aio import AsyncModel
@@ -202,6 +203,7 @@ class Model:
         parse_special: bool = False,
         ignore_eos: bool = False,
         format: Format | None = None,
+        toolbox: Toolbox | None = None,
         salt: int = 0,
     ) -> Stream:
         """The same as a Stream of Deltas.
@@ -211,7 +213,8 @@ class Model:
         it. logprobs: how many alternatives to report for each token (0 to 20). prompt_logprobs: the same for the
         prompt's tokens but the first, none of which is taken from a computed prefix then. parse_special: control tokens
         in the prompt's text are recognised. ignore_eos: tokens that end an answer are never chosen. format: what the
-        answer must look like; it ends when it is complete. salt: requests of different salts share no computed prefix.
+        answer must look like; it ends when it is complete. toolbox: the tools that it may call, of which the prompt
+        tells. salt: requests of different salts share no computed prefix.
 
         Raises InvalidRequest naming the option, ContextOverflow, ConstraintError; while it runs NumericError,
         OutOfMemory, ModelChanged, ConstraintError, Cancelled (the model was closed)."""
@@ -228,6 +231,7 @@ class Model:
             parse_special=parse_special,
             ignore_eos=ignore_eos,
             format=format,
+            toolbox=toolbox,
             salt=salt,
         )
         self.submit(request)
@@ -247,6 +251,7 @@ class Model:
         parse_special: bool = False,
         ignore_eos: bool = False,
         format: Format | None = None,
+        toolbox: Toolbox | None = None,
         salt: int = 0,
     ) -> Request:
         """The request behind stream(), for who takes its events as they come: `emit` is called on the engine's thread
@@ -271,6 +276,10 @@ class Model:
         ):
             if value is not None:
                 check_number(name, value, int, 0, limit)
+        if toolbox:
+            if format is not None:
+                raise InvalidRequest(f"{format.param}: is not offered together with tools to call", format.param)
+            format = toolbox.format
         if format is not None and ignore_eos:
             raise InvalidRequest("ignore_eos: an answer in a format ends when it is complete", "ignore_eos")
         room = max(1, self.ctx - len(prompt))
@@ -285,6 +294,7 @@ class Model:
             n_prompt_logprobs=prompt_logprobs,
             ignore_stop_tokens=ignore_eos,
             constraint=None if format is None else self._constraints.begin(format),
+            calls=toolbox.parser() if toolbox else None,
             salt=salt,
         )
 
@@ -307,14 +317,37 @@ class Model:
         return self._engine.pages
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Completion:
-        """Answer a conversation: dicts with "role" (system, user, assistant, …) and "content". Options as for stream().
+        """Answer a conversation: dicts with "role" (system, user, assistant, …) and "content". Options as for
+        stream_chat().
 
         Raises TemplateError too: for a base model, or messages that the template refuses."""
         return self.stream_chat(messages, sampling, **options).result()
 
     def stream_chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Stream:
-        """The same as a Stream."""
-        return self.stream(self.chat_tokens(messages), sampling, **options)
+        """The same as a Stream; options as for stream(), and the tools of prepare_chat()."""
+        events: SimpleQueue[Event] = SimpleQueue()
+        request = self.prepare_chat(messages, sampling, emit=events.put, **options)
+        self.submit(request)
+        return Stream(self, request, events)
+
+    def prepare_chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Iterable[Tool | Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        **options: Any,
+    ) -> Request:
+        """As prepare(), for the answer to a conversation.
+
+        tools: what it may call, Tools or OpenAI's {"type": "function", "function": {…}}; the Completion has the calls
+        in tool_calls, and messages take them back so, with what came of them as messages of the role "tool".
+        tool_choice: "auto", "required", "none" or the name of the one that it must call. parallel_tool_calls: whether
+        it may call several."""
+        toolbox = Toolbox(tools, tool_choice, parallel=parallel_tool_calls)
+        return self.prepare(self.chat_tokens(messages, toolbox=toolbox), sampling, toolbox=toolbox, **options)
 
     def batch(self, prompts: Sequence[Prompt], sampling: Sampling | None = None, **options: Any) -> list[Completion]:
         """Continue many prompts at once; each answer is what generate() would give."""
@@ -409,21 +442,32 @@ class Model:
         return self._tokenizer.decode(self._check_ids(tokens), special=special)
 
     def apply_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        toolbox: Toolbox = NO_TOOLS,
     ) -> str:
         """The text that a conversation becomes, for people to read: in it, typed control tokens look like real ones.
-        continue_final: the last message, the assistant's, stays open, to be gone on with. Raises TemplateError."""
+        continue_final: the last message, the assistant's, stays open, to be gone on with. toolbox: the tools of which
+        the system prompt tells. Raises TemplateError, InvalidRequest."""
         return self._require_template().text(
-            messages, add_generation_prompt=add_generation_prompt, continue_final=continue_final
+            toolbox.messages(messages), add_generation_prompt=add_generation_prompt, continue_final=continue_final
         )
 
     def chat_tokens(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        toolbox: Toolbox = NO_TOOLS,
     ) -> list[int]:
         """The token ids that a conversation becomes; nothing a message says can become a control token. Options as for
-        apply_template(). Raises TemplateError."""
+        apply_template(). Raises TemplateError, InvalidRequest."""
         pieces = self._require_template().render(
-            messages, add_generation_prompt=add_generation_prompt, continue_final=continue_final
+            toolbox.messages(messages), add_generation_prompt=add_generation_prompt, continue_final=continue_final
         )
         return self._tokenizer.encode_pieces(pieces, bos=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemmart.tools import CallDelta, ToolCall
+
 SPARE_BYTES = 512 << 20
 """Memory that is left for other programs and the objects of this one, where there is a choice."""
 
@@ -53,6 +55,7 @@ class Delta:
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Echo:
 class Completion:
     """A finished answer.
 
-    `finish_reason` is "stop" (end of turn or a stop string), "length" (max_tokens or a full context) or "cancelled"."""
+    `finish_reason` is "stop" (end of turn or a stop string), "length" (max_tokens or a full context),
+    "tool_calls" (it calls tools and waits for what they return) or "cancelled"."""
 
     text: str
     tokens: tuple[int, ...]  # the one that ended it included
@@ -85,6 +89,7 @@ class Completion:
     seed: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     stop_string: str | None = None  # the one that ended it
+    tool_calls: tuple[ToolCall, ...] = ()  # which are no part of the text
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt's tokens but the first
 
 

@@ -15,9 +15,11 @@ from starlette.responses import Response
 from gemmart.engine import Event
 from gemmart.engine import Request as EngineRequest
 from gemmart.errors import GemmartError
-from gemmart.results import Completion, Usage
+from gemmart.format import Format
+from gemmart.results import Completion, Delta, Usage
 from gemmart.sampling import RANGES, Sampling
 from gemmart.server.generation import Choice, EventStream, Generation, Placed, Prepare, while_connected
+from gemmart.tools import NO_TOOLS, CallDelta, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.server.app import App, Record
@@ -36,6 +38,8 @@ class Call:
     logprobs: int | None = None
     echo: Sequence[str] | None = None  # the prompts' texts, where their log-probabilities are wanted too
     ignore_eos: bool = False
+    format: Callable[[], Format | None] | None = None  # gives what the answers must look like, on another thread
+    toolbox: Toolbox = NO_TOOLS  # what they may call, of which the prompts tell
     stream: bool = False
 
 
@@ -89,6 +93,8 @@ class Answer:
             text, logprobs = choice.push(event[1])
             if text or logprobs:
                 yield shape.part(index, text, logprobs)
+            if isinstance(event[1], Delta) and event[1].calls:
+                yield shape.calls(index, event[1].calls)
             if choice.result:
                 yield shape.last(index, choice.result)
         self._count()
@@ -115,6 +121,9 @@ class Shape(Protocol):
 
     def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
         """More of the choice `index`."""
+
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
+        """More of the calls of tools that the choice `index` makes; only where the call has a toolbox."""
 
     def last(self, index: int, result: Completion) -> bytes:
         """The choice `index` has ended."""
@@ -146,10 +155,13 @@ async def answer(request: Request, call: Call, shape: Shape) -> Response:
 
 def _prepare(app: App, call: Call, encode: Callable[[], list[int]], salt: int) -> Prepare:
     ids: list[int] = []
+    format: Format | None = None
 
     def prepare(emit: Callable[[Event], object], choice: int) -> EngineRequest:
+        nonlocal format
         if not ids:
             ids.extend(encode())
+            format = call.format() if call.format else None
         return app.model.prepare(
             ids,
             call.sampling,
@@ -160,6 +172,8 @@ def _prepare(app: App, call: Call, encode: Callable[[], list[int]], salt: int) -
             logprobs=call.logprobs,
             prompt_logprobs=None if call.echo is None else call.logprobs,
             ignore_eos=call.ignore_eos,
+            format=format,
+            toolbox=call.toolbox,
             salt=salt,
         )
 

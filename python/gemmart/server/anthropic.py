@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from gemmart.server.anthropic_schema import AnthropicError, CountTokensRequest, 
 from gemmart.server.errors import Dialect, unsupported
 from gemmart.server.generation import EVENTS, Placed, event
 from gemmart.server.schema import text_of
+from gemmart.tools import CallDelta, ToolCall
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -82,6 +84,7 @@ class Message:
 
     def __init__(self, app: App, max_tokens: int) -> None:
         self._max_tokens = max_tokens
+        self._n_blocks = 0  # that are complete
         self._head = {
             "id": "msg_" + secrets.token_hex(12),
             "type": "message",
@@ -92,7 +95,11 @@ class Message:
     def whole(self, answer: Answer) -> dict[str, Any]:
         (choice,) = answer.choices
         (result,) = answer.results
-        content = [{"type": "text", "text": choice.text}]
+        content: list[dict[str, Any]] = [
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call)} for call in result.tool_calls
+        ]
+        if choice.text or not content:
+            content.insert(0, {"type": "text", "text": choice.text})
         return self._head | {"content": content} | self._stop(result) | {"usage": _usage(answer)}
 
     def begin(self, answer: Answer) -> bytes:
@@ -109,6 +116,19 @@ class Message:
     def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
         return self._block("content_block_delta", delta={"type": "text_delta", "text": text})
 
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
+        events = b""
+        for call in calls:
+            if call.name is not None:
+                events += self._block("content_block_stop")
+                self._n_blocks += 1
+                use: dict[str, Any] = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+                events += self._block("content_block_start", content_block=use)
+            if call.arguments:
+                delta = {"type": "input_json_delta", "partial_json": call.arguments}
+                events += self._block("content_block_delta", delta=delta)
+        return events
+
     def last(self, index: int, result: Completion) -> bytes:
         return self._block("content_block_stop")
 
@@ -121,16 +141,26 @@ class Message:
         return event("error", error_body(error, request_id))
 
     def _block(self, name: str, **more: Any) -> bytes:
-        return event(name, {"type": name, "index": 0, **more})
+        return event(name, {"type": name, "index": self._n_blocks, **more})
 
     def _stop(self, result: Completion) -> dict[str, Any]:
         """Why the answer ended."""
         if result.finish_reason == "length":
             full = result.usage.completion_tokens < self._max_tokens
             reason = "model_context_window_exceeded" if full else "max_tokens"
+        elif result.finish_reason == "tool_calls":
+            reason = "tool_use"
         else:
             reason = "end_turn" if result.stop_string is None else "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": result.stop_string}
+
+
+def _input(call: ToolCall) -> Any:
+    """The arguments of a call; where the answer was cut, those that are complete are not known."""
+    try:
+        return json.loads(call.arguments)
+    except ValueError:
+        return {}
 
 
 def _usage(answer: Answer) -> dict[str, int]:

@@ -62,7 +62,7 @@ def parse(data: bytes, kind: type[T], request_id: str) -> T:
         raise HttpError(400, "invalid_json", f"the body is no JSON: {error}") from None
     _check_depth(value)
     if isinstance(value, dict):
-        refuse_unsupported(value)
+        refuse_unsupported(value, kind.__struct_encode_fields__)
     try:
         found = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -14,8 +14,10 @@ from gemmart.errors import InvalidRequest
 from gemmart.server import body, limits
 from gemmart.server.answers import Call, answer, as_json, sampling_of
 from gemmart.server.errors import unsupported
+from gemmart.server.formats import format_of, toolbox_of
 from gemmart.server.openai_shapes import Chat, Text
 from gemmart.server.schema import ChatMessage, ChatRequest, CompletionRequest, Options, biases
+from gemmart.tools import NO_TOOLS, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -43,8 +45,10 @@ async def chat_completions(request: Request) -> Response:
     messages = [message_dict(message) for message in asked.messages]
     app.log_prompt(request, messages)
 
-    encode = partial(app.model.chat_tokens, messages, continue_final=bool(asked.continue_final_message))
-    call = _call(asked, [encode], max_tokens=max_tokens, logprobs=logprobs)
+    toolbox = toolbox_of(asked)
+    continue_final = bool(asked.continue_final_message)
+    encode = partial(app.model.chat_tokens, messages, continue_final=continue_final, toolbox=toolbox)
+    call = _call(asked, [encode], max_tokens=max_tokens, logprobs=logprobs, toolbox=toolbox)
     return await answer(request, call, Chat(app, asked.include_usage))
 
 
@@ -76,6 +80,7 @@ def _call(
     max_tokens: int | None,
     logprobs: int | None,
     echo: Sequence[str] | None = None,
+    toolbox: Toolbox = NO_TOOLS,
 ) -> Call:
     return Call(
         prompts=prompts,
@@ -87,6 +92,8 @@ def _call(
         logprobs=logprobs,
         echo=echo,
         ignore_eos=bool(asked.ignore_eos),
+        format=partial(format_of, asked),
+        toolbox=toolbox,
         stream=bool(asked.stream),
     )
 

@@ -13,6 +13,7 @@ from gemmart.results import Completion, TokenLogprob
 from gemmart.server.answers import Answer
 from gemmart.server.errors import body
 from gemmart.server.generation import EVENTS, PING, Choice, Placed, data
+from gemmart.tools import CallDelta, ToolCall
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -54,6 +55,9 @@ class _Chunks:
     def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
         return self._chunk([self._piece(index, text, logprobs, None)])
 
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
+        raise NotImplementedError
+
     def last(self, index: int, result: Completion) -> bytes:
         return self._chunk([self._piece(index, "", [], result.finish_reason)], timings=timings(result))
 
@@ -89,10 +93,25 @@ class Chat(_Chunks):
         assert choice.result is not None
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": self._message(choice.text, choice.result.tool_calls),
             "logprobs": self._logprobs(choice.logprobs) if choice.result.logprobs is not None else None,
             "finish_reason": choice.result.finish_reason,
         }
+
+    @staticmethod
+    def _message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+        return message | {"tool_calls": [call.to_openai() for call in calls]} if calls else message
+
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
+        return self._chunk([self._delta(index, {"tool_calls": [self._call(call) for call in calls]})])
+
+    @staticmethod
+    def _call(call: CallDelta) -> dict[str, Any]:
+        if call.name is None:
+            return {"index": call.index, "function": {"arguments": call.arguments}}
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
     def _first(self, index: int) -> dict[str, Any] | None:
         return self._delta(index, {"role": "assistant", "content": ""})

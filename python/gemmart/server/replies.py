@@ -62,6 +62,7 @@ class Timings(Reply):
 
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Logprob(Reply):
@@ -79,17 +80,29 @@ class ChatLogprobs(Reply):
     refusal: None
 
 
+class FunctionCall(Reply):
+    name: str
+    arguments: str
+
+
+class ToolCall(Reply):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class AssistantMessage(Reply):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Reply):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class Head(Reply):
@@ -106,16 +119,31 @@ class ChatCompletion(Head):
     timings: Timings
 
 
+class FunctionDelta(Reply):
+    arguments: str
+    name: str | None = None
+
+
+class ToolCallDelta(Reply):
+    """`id`, `type` and the name come with the first piece of a call."""
+
+    index: int
+    function: FunctionDelta
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class Delta(Reply):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Reply):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatChunk(Head):

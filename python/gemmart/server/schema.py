@@ -13,6 +13,7 @@ from gemmart.sampling import MAX_BIASES, RANGES
 from gemmart.server import limits
 from gemmart.server.errors import unsupported
 from gemmart.stops import MAX_STOP_BYTES, MAX_STOPS
+from gemmart.tools import MAX_TOOLS, NAME
 
 
 def documented(**rules: Any) -> Meta:
@@ -51,6 +52,19 @@ class Sampled(Struct, kw_only=True):
     frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
 
 
+class NamedSchema(Struct):
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+    schema: dict[str, Any] | None = None  # of a json_object, as llama.cpp has it
+
+
 class Options(Sampled, kw_only=True):
     """How to answer, for chats and completions."""
 
@@ -64,6 +78,10 @@ class Options(Sampled, kw_only=True):
         Annotated[dict[str, Bias], documented(maxProperties=MAX_BIASES, propertyNames={"pattern": "^[0-9]+$"})] | None
     ) = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    json_schema: dict[str, Any] | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -86,11 +104,22 @@ Parts = Annotated[list[Annotated[Part, _part("text")]], Meta(max_length=limits.P
 AnyParts = Annotated[list[Annotated[Part, _part(*TEXT_PARTS)]], Meta(max_length=limits.PARTS)]
 
 
+class CalledFunction(Struct):
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class MessageCall(Struct):
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class ChatMessage(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[MessageCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -120,10 +149,48 @@ Messages = Annotated[
 ]
 
 
+ToolName = Annotated[str, documented(pattern=f"^{NAME.pattern}$")]
+
+
+class Function(Struct):
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(Struct):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Struct):
+    name: str
+
+
+class NamedTool(Struct):
+    type: Literal["function"]
+    function: FunctionName | None = None
+
+
+class AllowedTools(Struct):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class ToolChoice(Struct):
+    type: Literal["function", "allowed_tools"]
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+
+
 class ChatRequest(Options, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
+    tools: Annotated[list[ToolSpec], documented(maxItems=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.TOP_LOGPROBS)] | None = None
@@ -206,19 +273,20 @@ NOT_OFFERED = (
 )
 
 
-def refuse_unsupported(fields: Mapping[str, Any]) -> None:
-    """Raises HttpError for what a client asks for by name and would not get."""
+def refuse_unsupported(fields: Mapping[str, Any], offered: Sequence[str]) -> None:
+    """Raises HttpError for what a client asks for by name and would not get; `offered`: the fields that the endpoint
+    has."""
     for name in NOT_OFFERED:
-        if fields.get(name) not in (None, [], {}, ""):
-            raise unsupported(name, "this server does not offer it")
-    if fields.get("tool_choice") not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "this server offers no tools")
+        if name not in offered and fields.get(name) not in (None, [], {}, ""):
+            raise unsupported(name, "this server does not offer it here")
+    if "tool_choice" not in offered and fields.get("tool_choice") not in (None, "none", "auto"):
+        raise unsupported("tool_choice", "this server offers no tools here")
     modalities = fields.get("modalities")
     if modalities not in (None, []) and modalities != ["text"]:
         raise unsupported("modalities", "this server answers with text only")
     response_format = fields.get("response_format")
-    if response_format is not None and response_format != {"type": "text"}:
-        raise unsupported("response_format", 'this server offers {"type": "text"} only')
+    if "response_format" not in offered and response_format not in (None, {"type": "text"}):
+        raise unsupported("response_format", 'this server offers {"type": "text"} only here')
 
 
 def biases(given: Mapping[str, float] | None) -> dict[int, float] | None:

@@ -41,7 +41,7 @@ async def apply_template(request: Request) -> Response:
     messages = [message_dict(message) for message in asked.messages]
 
     def work() -> dict[str, Any]:
-        options = {
+        options: dict[str, Any] = {
             "add_generation_prompt": asked.add_generation_prompt,
             "continue_final": asked.continue_final_message,
         }
