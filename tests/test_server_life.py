@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 import gemmart
@@ -69,6 +70,10 @@ def busy(model: gemmart.Model, server: httpx.Client) -> Iterator[socket.socket]:
         yield first
 
 
+def n_descriptors() -> int:
+    return psutil.Process().num_fds()
+
+
 # Clients that leave
 
 
@@ -113,6 +118,38 @@ def test_who_leaves_in_the_middle_of_a_body(server: httpx.Client) -> None:
                 b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
             )
     assert server.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("n_sent", [0, 1, 20, 59])
+def test_who_leaves_before_the_request_is_whole(n_sent: int, model: gemmart.Model, server: httpx.Client) -> None:
+    """Head or body: nothing is computed, and no connection is kept."""
+    url = urlsplit(str(server.base_url))
+    data = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9"
+    assert server.get("/health").status_code == 200  # whose connection stays
+    before = n_descriptors()
+    for _ in range(50):
+        with socket.create_connection((url.hostname, url.port)) as client:
+            client.sendall(data[:n_sent])
+    assert server.get("/health").status_code == 200
+    wait_until(lambda: n_descriptors() <= before, 5)
+    assert model.n_requests == (0, 0)
+
+
+def test_many_who_leave(model: gemmart.Model, server: httpx.Client) -> None:
+    """In every state, at once; sequences, pages and descriptors are free again."""
+    assert server.get("/health").status_code == 200  # whose connection stays
+    before = n_descriptors()
+    long_prompt = {"prompt": [7 + i % 400 for i in range(60_000)]}
+    for round in range(8):
+        clients = [send(server, question(**LONG, stream=round % 2 == 0)) for _ in range(2)]
+        clients.append(send(server, long_prompt | {"stream": round % 2 == 1}, TEXT))
+        wait_until(lambda: sum(model.n_requests) == 3)
+        for client in clients[:: 1 if round % 3 else -1]:
+            client.close()
+        wait_until(lambda: model.n_requests == (0, 0), 5)
+    wait_until(lambda: n_descriptors() <= before, 5)
+    assert model.kv_pages.held == 0
+    assert server.post(CHAT, json=question(max_tokens=1)).status_code == 200
 
 
 def test_leaving_is_logged_as_such(
@@ -204,22 +241,6 @@ def test_a_reader_that_stops(model: gemmart.Model, server: httpx.Client, monkeyp
         client.sendall(head.encode() + data)
         wait_until(lambda: model.n_requests == (1, 0))
         wait_until(lambda: model.n_requests == (0, 0), 30)
-
-
-def test_half_open_connections_do_not_shut_others_out(server: httpx.Client) -> None:
-    url = urlsplit(str(server.base_url))
-    clients = []
-    try:
-        for _ in range(limits.CONNECTIONS + 44):
-            clients.append(socket.create_connection((url.hostname, url.port), timeout=10))
-            clients[-1].sendall(b"GET /health HTTP/1.1\r\n")
-        with httpx.Client(base_url=server.base_url, timeout=10) as other:
-            assert other.get("/health").status_code == 200
-        clients[-1].sendall(b"Host: localhost\r\n\r\n")
-        assert clients[-1].recv(100).startswith(b"HTTP/1.1 200 ")
-    finally:
-        for client in clients:
-            client.close()
 
 
 # The beginning
@@ -353,6 +374,67 @@ def test_answers_that_take_too_long_are_told(long_file: Path, home: Path) -> Non
         assert last["error"]["code"] == "draining"
 
 
+def test_the_end_while_requests_wait(long_file: Path, home: Path) -> None:
+    """One is answered, one is read, two wait: each is told."""
+    with serving(long_file, home, "--drain", "0.3", "-np", "1") as running, ThreadPoolExecutor(4) as pool:
+        bodies = [question(**LONG), question(**LONG), question(**LONG, stream=True)]
+        waiting = [pool.submit(httpx.post, running.url + CHAT, json=body, timeout=60) for body in bodies]
+        long_prompt = {"prompt": [7 + i % 400 for i in range(60_000)]}
+        waiting.append(pool.submit(httpx.post, running.url + TEXT, json=long_prompt, timeout=60))
+        wait_until(lambda: httpx.get(running.url + "/props").json()["running"] == 1)
+        wait_until(lambda: httpx.get(running.url + "/props").json()["waiting"] == 3)
+        began = time.monotonic()
+        assert running.end() == 0
+        assert time.monotonic() - began < 10
+        for response in (waiting[0].result(60), waiting[1].result(60), waiting[3].result(60)):
+            error_of(response, 503, "draining")
+        assert events(waiting[2].result(60))[-1]["error"]["code"] == "draining"
+        assert "Traceback" not in running.log
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_without_stdout_and_stderr(long_file: Path, home: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = f'exec "{sys.executable}" -m gemmart serve "{long_file}" --port {port} -t 1 >&- 2>&-'
+    with subprocess.Popen(["sh", "-c", command], env=environment(home)) as process:
+
+        def is_ready() -> bool:
+            try:
+                return httpx.get(url + "/health").status_code == 200
+            except httpx.ConnectError:
+                return False
+
+        try:
+            wait_until(is_ready)
+            assert httpx.post(url + CHAT, json=question(max_tokens=1), timeout=60).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def test_killed_and_started_again(long_file: Path, home: Path) -> None:
+    """While it loads, answers or does nothing: the same port, and the same socket, are free at once."""
+    for place in (["--port", str(free_port())], ["--host", f"unix:{home / 'killed'}"]):
+        for state in ("loading", "answering", "idle"):
+            with serving(long_file, home, *place, wait=state != "loading") as running:
+                if state == "answering" and place[0] == "--port":
+                    with send(running.url, question(**LONG, stream=True)) as client:
+                        assert client.recv(100)
+                        running.process.kill()
+                time.sleep(0.5 if state == "loading" else 0)
+                running.process.kill()
+                assert running.process.wait(10) == -signal.SIGKILL
+        with serving(long_file, home, *place) as running:
+            assert running.end() == 0
+
+
 def test_a_second_signal_ends_at_once(long_file: Path, home: Path) -> None:
     path = home / "socket"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -415,6 +497,16 @@ def test_a_model_that_is_closed_first(long_file: Path) -> None:
         wait_until(lambda: model.n_requests == (1, 0))
     with client:
         assert client.recv(100).startswith(b"HTTP/1.1 503 ")
+    with httpx.Client(base_url=running.url) as server:
+        for response in (
+            server.post(CHAT, json=question()),
+            server.post("/v1/embeddings", json={"input": "it"}),
+            server.post("/tokenize", json={"content": "it"}),
+            server.get("/health"),
+            server.get("/slots"),
+        ):
+            error_of(response, 503, "draining")
+        assert server.get("/metrics").status_code == 200
     running.close()
 
 

@@ -281,29 +281,6 @@ def raw(server: httpx.Client, data: bytes, seconds: float = 10.0) -> bytes:
     return found
 
 
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (b"nonsense\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n", 400),  # a TLS hello
-        (b"GET /health HTTP/1.1\r\n\r\n", 400),  # no Host
-        (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nx y: z\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"x" * (40 << 10) + b"\r\n\r\n", 431),
-        (b"GET /" + b"x" * (40 << 10), 431),
-        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
-    ],
-)
-def test_no_http(data: bytes, status: int, server: httpx.Client) -> None:
-    began = time.monotonic()
-    head, _, body = raw(server, data).partition(b"\r\n\r\n")
-    assert time.monotonic() - began < 5
-    assert head.startswith(b"HTTP/1.1 %d " % status), head
-    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
-
-
 def test_a_body_that_is_announced_too_large_is_not_read(server: httpx.Client) -> None:
     head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     began = time.monotonic()
@@ -364,9 +341,3 @@ def test_unknown_paths_and_methods(server: httpx.Client) -> None:
         assert error["type"] == "invalid_request_error"
         assert allow in response.headers["allow"]
     assert error_of(server.get("/nowhere"), 404, "not_found")["type"] == "not_found_error"
-
-
-def test_pipelined_requests(server: httpx.Client) -> None:
-    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    assert raw(server, one * 3 + last).count(b"HTTP/1.1 200 ") == 4

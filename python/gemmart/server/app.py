@@ -36,6 +36,7 @@ from gemmart.server.metrics import Metrics
 
 log = logging.getLogger("gemmart.server")
 
+HTTP_VERSIONS = ("1.0", "1.1", "2", "3")
 PATHS: dict[object, str] = {endpoint.handler: endpoint.path for endpoint in ENDPOINTS}
 
 
@@ -132,12 +133,13 @@ class App:
 
     async def _from_here(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What no other origin may ask, nor at such length."""
+        _check_http(scope)
         if len(_target(scope)) > limits.URL_BYTES:
             raise HttpError(414, "uri_too_long", f"the URL has more than {limits.URL_BYTES} bytes")
         headers = scope["headers"]
         if len(headers) > limits.HEADERS or sum(map(len, chain(*headers))) > limits.HEADER_BYTES:
             message = f"the headers are more than {limits.HEADERS} or longer than {limits.HEADER_BYTES} bytes"
-            raise HttpError(431, "headers_too_large", message)
+            raise HttpError(431, "headers_too_large", message, headers={"Connection": "close"})
         self.access.check_browser(scope)
         is_full = scope.get("state", {}).get("is_full")  # Connection tells it, where that is whose connection this is
         if is_full and not self.access.is_open(scope) and is_full():
@@ -222,6 +224,19 @@ class App:
             await asyncio.sleep(0.02)
         for generation in self._under_way:
             generation.fail(draining())
+
+
+def _check_http(scope: Scope) -> None:
+    """Raises HttpError 400 for what h11 lets through: versions that there are not, and two lengths of a body, of which
+    a proxy before us may have taken the other one."""
+    names = {name for name, _ in scope["headers"]}
+    why = None
+    if scope["http_version"] not in HTTP_VERSIONS:
+        why = f"there is no HTTP/{scope['http_version']}"
+    elif {b"content-length", b"transfer-encoding"} <= names:
+        why = "Content-Length and Transfer-Encoding exclude each other"
+    if why:
+        raise HttpError(400, "invalid_http", why, headers={"Connection": "close"})
 
 
 def _target(scope: Scope) -> bytes:

@@ -37,7 +37,7 @@ PING_SECONDS = 15.0
 
 
 FILES = 40
-"""Descriptors for all but connections: the model, workers, what is listened on, connections that come or go."""
+"""Descriptors for all else: the model, a worker, what is listened on; and for connections that come or go."""
 
 
 def connections() -> int:

@@ -26,6 +26,8 @@ from gemmart.server.connection import Connection
 log = logging.getLogger("gemmart.server")
 logging.getLogger("uvicorn").addHandler(logging.NullHandler())  # or its warnings go to stderr where nobody logs
 
+ACCEPTED_AT_ONCE = 4
+"""Connections that asyncio accepts before any is counted and one too many closed."""
 END_SECONDS = 2
 """What is left for sending when everything is answered."""
 INTERRUPTED = 130
@@ -58,7 +60,8 @@ class RunningServer:
         self._listen = listen
         config = uvicorn.Config(
             self._app,
-            http=Connection,
+            http=Connection.of_one_server(),
+            backlog=ACCEPTED_AT_ONCE,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -130,6 +133,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[Any] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for found in sockets or ():
+            found.listen(address.BACKLOG)  # asyncio has set how many may wait to how many it accepts at once
         self.ready.set()
 
 
