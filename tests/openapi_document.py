@@ -62,13 +62,18 @@ def operations() -> list[tuple[str, str, dict[str, Any]]]:
     return [(method.upper(), path, op) for path, item in DOCUMENT["paths"].items() for method, op in item.items()]
 
 
+def refusal(response: httpx.Response) -> dict[str, Any]:
+    """What an error says, in any protocol: at least its message."""
+    error = response.json()["error"]
+    return error if isinstance(error, dict) else {"message": error}
+
+
 def refused_beyond(response: httpx.Response) -> bool:
     """Whether a request was refused for what no schema tells."""
-    error = response.json()["error"]
-    found = isinstance(error, dict) and (
-        error.get("code") in ("template_error", "invalid_schema") or BEYOND.search(error["message"])
-    )
-    return response.status_code == 400 and bool(found)
+    if response.status_code != 400:
+        return False
+    error = refusal(response)
+    return error.get("code") in ("template_error", "invalid_schema") or bool(BEYOND.search(error["message"]))
 
 
 def body_of(operation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -102,6 +107,9 @@ def check(response: httpx.Response) -> None:
     content = declared["content"][media]
     if media == "application/json":
         validator(content["schema"]).validate(response.json())
+    elif media == "application/x-ndjson":
+        for line in response.text.splitlines():
+            validator(content["schema"]).validate(json.loads(line))
     elif media == "text/event-stream":
         for event in events(response):
             validator(content["schema"]).validate(event)

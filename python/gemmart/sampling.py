@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gemmart.errors import InvalidRequest, ModelFormatError
 
 MAX_BIASES = 1024
+MAX_BIAS = 100
 FIRST_CANDIDATES = 256
 """How many candidates to look at first where only top-p or min-p bounds them."""
 
@@ -64,7 +65,7 @@ class Sampling:
             if isinstance(id, bool) or not isinstance(id, int | np.integer) or not 0 <= id < 2**31:
                 message = f"logit_bias: {id!r} is no token id, expected an integer from 0 to {2**31 - 1}"
                 raise InvalidRequest(message, f"logit_bias.{id}")
-            check_number(f"logit_bias.{id}", value, float, -100, 100)
+            check_number(f"logit_bias.{id}", value, float, -MAX_BIAS, MAX_BIAS)
 
 
 def check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:

@@ -25,7 +25,6 @@ from gemmart.server.anthropic_schema import (
 from gemmart.server.errors import OPENAI, Dialect
 from gemmart.server.generation import EVENTS
 
-JSON = "application/json"
 GENERATION = (404, 429, 504)
 """Statuses of what names a model, waits its turn and takes its time."""
 
@@ -40,9 +39,9 @@ class Endpoint:
     body: type | None = None  # what it is sent as JSON
     example: Mapping[str, Any] | None = None  # of that
     answer: Any = None  # what it answers as JSON; None: something else, of `media`
-    media: str = JSON
-    event: Any = None  # what each event of a stream holds, where it can answer with one
-    end: str | None = None  # what it holds after the last of these
+    media: str = openapi.JSON
+    event: Any = None  # what each event, or line, of a stream holds, where it can answer with one
+    end: str | None = None  # the data of an event after the last of these
     stream_media: str = EVENTS
     errors: tuple[int, ...] = ()  # statuses of its own, beyond those of every endpoint and of every body
     key: bool = True  # it needs one, where there are any

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemmart import __version__
+from gemmart.server.generation import EVENTS
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -117,17 +118,25 @@ def _content(endpoint: Endpoint, schema_of: Mapping[Any, Any]) -> dict[str, Any]
     schema = {"type": "string"} if endpoint.answer is None else schema_of[endpoint.answer]
     content: dict[str, Any] = {endpoint.media: {"schema": schema}}
     if endpoint.event is not None:
-        values = {"anyOf": [schema_of[endpoint.event], schema_of[endpoint.error]]}
-        data: dict[str, Any] = {"contentMediaType": JSON, "contentSchema": values}
-        if endpoint.end:
-            data = {"anyOf": [data, {"const": endpoint.end}]}
-        event = {
-            "type": "object",
-            "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
-            "required": ["data"],
-        }
-        content[endpoint.stream_media] = {"schema": {"description": "With `stream`: each event.", **event}}
+        value = {"anyOf": [schema_of[endpoint.event], schema_of[endpoint.error]]}
+        each = (
+            _event(value, endpoint.end) if endpoint.stream_media == EVENTS else {**value, "description": "Each line."}
+        )
+        content[endpoint.stream_media] = {"schema": each}
     return content
+
+
+def _event(value: Any, end: str | None) -> dict[str, Any]:
+    """Each server-sent event, whose data is the JSON of a value, or `end`."""
+    data: dict[str, Any] = {"contentMediaType": JSON, "contentSchema": value}
+    if end is not None:
+        data = {"anyOf": [data, {"const": end}]}
+    return {
+        "description": "Each event.",
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
+        "required": ["data"],
+    }
 
 
 def _response(description: str, content: Mapping[str, Any], headers: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from gemmart.errors import InvalidRequest
-from gemmart.sampling import MAX_BIASES, RANGES
+from gemmart.sampling import MAX_BIAS, MAX_BIASES, RANGES
 from gemmart.server import limits
 from gemmart.server.errors import unsupported
 from gemmart.stops import MAX_STOP_BYTES, MAX_STOPS
@@ -30,7 +30,7 @@ def within(name: str) -> Meta:
 Stop = Annotated[str, documented(minLength=1, maxLength=MAX_STOP_BYTES)]
 Stops = Annotated[list[Stop], documented(maxItems=MAX_STOPS)]
 Token = Annotated[int, documented(minimum=0)]
-Bias = Annotated[float, documented(minimum=-100, maximum=100)]
+Bias = Annotated[float, documented(minimum=-MAX_BIAS, maximum=MAX_BIAS)]
 
 
 class StreamOptions(Struct):
