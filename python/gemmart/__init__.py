@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from gemmart.session import Session
     from gemmart.sources import pull
     from gemmart.stream import Stream
+    from gemmart.tools import Tool, ToolCall
 
 # Where each public name is; imported when it is first asked for, so that `import gemmart` is quick.
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "sampling": "Sampling",
     "session": "Session",
     "sources": "pull",
+    "tools": "Tool ToolCall",
     "stream": "Stream",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -97,6 +99,8 @@ __all__ = [
     "TemplateLimit",
     "Timings",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "TruncatedModel",
     "UnsupportedModel",
     "Usage",
