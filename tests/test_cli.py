@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -302,11 +303,47 @@ def test_ctrl_c_with_json(home: Path, chat_file: Path) -> None:
         ((), "no prompt"),
         (("--cli",), "no prompt"),
         (("--server",), "--server"),
+        (("--regex", "a", "--grammar", 'start: "a"'), "--grammar, --regex: an answer has one format"),
+        (("-j", "{"), "--json-schema: no JSON"),
+        (("-j", "[]"), "--json-schema: a schema is a JSON object"),
+        (("-j", "@nowhere.json"), "--json-schema: nowhere.json cannot be read: No such file"),
+        (("--grammar-file", "nowhere.lark"), "--grammar-file: nowhere.lark cannot be read"),
+        (("--regex", "a", "--ignore-eos"), "ignore_eos"),
     ],
 )
 def test_bad_usage(home: Path, chat_file: Path, arguments: tuple[str, ...], told: str) -> None:
     prompt = () if not arguments or {"one", "--cli", "--chat", "-p", "-f"} & set(arguments) else ("hello",)
     assert told in failure(program.run("run", chat_file, *prompt, *arguments, home=home), 2)
+
+
+def test_formats(home: Path, chat_file: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    grammar = tmp_path / "g.lark"
+    grammar.write_text('start: "(" start ")" | "x"')
+    for flags, pattern in [
+        (("-j", json.dumps(schema)), r'\{\s*"a"\s*:\s*[12]\s*\}'),
+        (("--regex", "[a-f]{3}!"), "[a-f]{3}!"),
+        (("--grammar", 'root ::= "a" [0-9]'), "a[0-9]"),
+        (("--grammar", f"@{grammar}"), r"\(*x\)*"),
+        (("--grammar-file", str(grammar)), r"\(*x\)*"),
+    ]:
+        for mode in ((chat_file, "hello"), ("run", chat_file, "--cli", "-p", "hello")):
+            done = program.run(*mode, *flags, "-s", "1", "-n", "100", "-q", home=home)
+            assert done.returncode == 0, done.stderr
+            assert re.fullmatch(pattern, done.stdout.decode().rstrip("\n")), (flags, done.stdout)
+    done = program.run(chat_file, "--chat", "--regex", "yes|no", "-q", home=home, input=b"hello\nand now\n")
+    assert set(re.findall("yes|no", done.stdout.decode())), done
+
+
+def test_a_format_that_does_not_compile(home: Path, chat_file: Path) -> None:
+    assert "--regex: invalid regex" in failure(program.run(chat_file, "hello", "--regex", "(a", home=home), 11)
+    assert "--grammar: at 1(8): unknown name" in failure(
+        program.run(chat_file, "hello", "--grammar", "start: b", home=home), 11
+    )
+    wrong = '{"type": "object", "not": {}}'
+    assert '--json-schema: Unimplemented keys: ["not"]' in failure(
+        program.run(chat_file, "hello", "-j", wrong, home=home), 11
+    )
 
 
 def test_gpu_asked_for_by_name(home: Path, chat_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from contextlib import ExitStack
@@ -38,7 +39,7 @@ from gemmart.cli.options import (
 from gemmart.cli.serve import app_options, browser_options, listen_options, parallel_options, serve, server_options
 
 if TYPE_CHECKING:
-    from gemmart import Completion, Model
+    from gemmart import Completion, Format, Model
     from gemmart.server.running import RunningServer
     from gemmart.terminal import Messages
 
@@ -154,6 +155,20 @@ ANSWERING = ("chat", "answer", "cli")  # the modes that answer here
         {"multiple": True, "metavar": "TEXT", "help": "Stop before this text; repeatable."},
     ),
     (("--ignore-eos",), flag("Go on where the model would end.")),
+    modes=ANSWERING,
+)
+@options(
+    "Format of answers",
+    (
+        ("-j", "--json-schema"),
+        {"metavar": "SCHEMA|@FILE", "help": "JSON that this schema describes; {} is any."},
+    ),
+    (
+        ("--grammar",),
+        {"metavar": "TEXT|@FILE", "help": "What this grammar describes, in llguidance's Lark or in GBNF."},
+    ),
+    (("--grammar-file",), {"metavar": "FILE", "help": "The same, from a file."}),
+    (("--regex",), {"metavar": "REGEX", "help": "What this regular expression matches as a whole."}),
     modes=ANSWERING,
 )
 @chat_options
@@ -377,4 +392,37 @@ def _generation(given: dict[str, Any]) -> dict[str, Any]:
         "max_tokens": given["max_tokens"] if given["max_tokens"] >= 0 else None,
         "stop": given["stop"],
         "ignore_eos": given["ignore_eos"],
+        "format": _format(given),
     }
+
+
+def _format(given: dict[str, Any]) -> Format | None:
+    """What answers must look like. Raises click.UsageError, ConstraintError."""
+    from gemmart import Format
+
+    flags = {name: f"--{name.replace('_', '-')}" for name in ("json_schema", "grammar", "grammar_file", "regex")}
+    wanted = [name for name in flags if given[name] is not None]
+    if not wanted:
+        return None
+    if len(wanted) > 1:
+        raise click.UsageError(f"{flags[wanted[0]]}, {flags[wanted[1]]}: an answer has one format")
+    (name,) = wanted
+    flag, text = flags[name], given[name]
+    if name == "regex":
+        return Format.regex(text, param=flag)
+    if name == "grammar_file" or text.startswith("@"):
+        path = Path(text if name == "grammar_file" else text[1:])
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise click.UsageError(f"{flag}: {path} cannot be read: {reason}") from None
+    if name != "json_schema":
+        return Format.lark(text, param=flag)
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{flag}: no JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise click.UsageError(f"{flag}: a schema is a JSON object")
+    return Format.schema(schema, param=flag)
