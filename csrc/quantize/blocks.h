@@ -13,11 +13,11 @@ namespace gemmart {
 
 // x ≈ d · l. Sets d, a half, and gives the index of each weight's level.
 template <typename Grid>
-std::array<int, 32> encode_steps(const float* x, const float* w, float most, uint16_t& d) {
+std::array<int, 32> encode_steps(const float* x, const float* w, float least, float most, uint16_t& d) {
     const float size = std::abs(extreme(x, 32));
     float unit[32];
     for (int i = 0; i < 32; i++) unit[i] = x[i] * reciprocal(size);
-    d = scale_to_half(size * best_step<Grid>(unit, w, 32, most), size);
+    d = scale_to_half(size * best_step<Grid>(unit, w, 32, least, most), size);
     const float inverse = reciprocal(half_to_float(d));
     std::array<int, 32> index;
     for (int i = 0; i < 32; i++) index[i] = Grid::index(Grid::nearest(x[i] * inverse));
@@ -50,27 +50,28 @@ inline uint32_t fifth_bits(const std::array<int, 32>& q) {
 
 inline void encode(const float* x, const float* w, BlockQ8_0& b) {
     uint16_t d;
-    const auto q = encode_steps<Whole<-127, 127>>(x, w, 1.01f, d);
+    // So near to each other that weights which stand on such a grid are found to.
+    const auto q = encode_steps<Whole<-127, 127>>(x, w, 0.93f, 1.01f, d);
     b.d = d;
     for (int i = 0; i < 32; i++) b.qs[i] = static_cast<int8_t>(q[i] - 127);
 }
 
 inline void encode(const float* x, const float* w, BlockQ4_0& b) {
     uint16_t d;
-    pack_nibbles(encode_steps<Whole<-8, 7>>(x, w, 1.5f, d), b.qs);
+    pack_nibbles(encode_steps<Whole<-8, 7>>(x, w, 0.8f, 1.5f, d), b.qs);
     b.d = d;
 }
 
 inline void encode(const float* x, const float* w, BlockQ5_0& b) {
     uint16_t d;
-    const auto q = encode_steps<Whole<-16, 15>>(x, w, 1.2f, d);
+    const auto q = encode_steps<Whole<-16, 15>>(x, w, 0.8f, 1.2f, d);
     pack_nibbles(q, b.qs);
     b.d = d, b.qh = fifth_bits(q);
 }
 
 inline void encode(const float* x, const float* w, BlockIQ4_NL& b) {
     uint16_t d;
-    pack_nibbles(encode_steps<Iq4>(x, w, 1.5f, d), b.qs);
+    pack_nibbles(encode_steps<Iq4>(x, w, 0.8f, 1.5f, d), b.qs);
     b.d = d;
 }
 

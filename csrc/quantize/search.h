@@ -39,6 +39,7 @@ constexpr float kNegligible = 1e-7f;
 template <int kLo, int kHi>
 struct Whole {
     static constexpr int kMost = kHi > -kLo ? kHi : -kLo;  // greatest magnitude
+    static constexpr bool kSymmetric = kHi == -kLo;
     template <typename T>
     static T nearest(T t) {
         constexpr float kToInteger = 12582912.f;  // 1.5 · 2^23: adding it leaves no bits after the point
@@ -53,6 +54,7 @@ struct Whole {
 // The 16 levels of IQ4_NL and IQ4_XS.
 struct Iq4 {
     static constexpr int kMost = 127;
+    static constexpr bool kSymmetric = false;
     template <typename T>
     static T nearest(T t) {
         T level = T{} + static_cast<float>(kIQ4Levels[0]);
@@ -96,38 +98,44 @@ inline float extreme(const float* x, int n) {
 // ---- x ≈ d · l
 
 // The step d, of either sign, for which Σ w (x - d l)² is least; 0 for weights that are negligible beside 1.
-// `most`: how many times finer than what takes in the extreme weight the steps are that are tried.
+// The steps that are tried are `least` to `most` times finer than what takes in the extreme weight.
 template <typename Grid>
-float best_step(const float* x, const float* w, int n, float most) {
+float best_step(const float* x, const float* w, int n, float least, float most) {
     const float top = extreme(x, n);
     if (std::abs(top) < kNegligible) return 0;
+    float xx = 0;
+    for (int j = 0; j < n; j++) xx += w[j] * x[j] * x[j];
     Lanes inverse{};
     float step = 0;
+    // With t = x · inverse and the rounding error e = l - t, the best step for these levels is Σ w t (t + e) / Σ w l²
+    // over inverse, and its loss (Σ w x² Σ w e² - (Σ w x e)²) / Σ w l²: no difference of what is nearly the same where
+    // one weight is much greater than the others.
     const auto try_all = [&] {
-        Lanes xls, lls, loss;
+        Lanes steps, losses;
         for (int c = 0; c < kLanes; c += kVectorLanes) {
             const Vector inv = inverse.at(c);
-            Vector xl{}, ll{};
+            Vector xe{}, ee{};
             for (int j = 0; j < n; j++) {
-                const Vector l = Grid::nearest(x[j] * inv), wl = w[j] * l;
-                xl += wl * x[j];
-                ll += wl * l;
+                const Vector t = x[j] * inv, e = Grid::nearest(t) - t, we = w[j] * e;
+                xe += we * x[j];
+                ee += we * e;
             }
-            xls.at(c) = xl, lls.at(c) = ll;
-            loss.at(c) = ll > 0 ? -xl * xl / ll : Vector{};
+            const Vector ll = inv * inv * xx + 2 * inv * xe + ee;
+            steps.at(c) = (inv * xx + xe) / ll;
+            losses.at(c) = (xx * ee - xe * xe) / ll;
         }
-        const int best = least_lane(loss);
-        step = lls[best] > 0 ? xls[best] / lls[best] : 0;
+        const int best = least_lane(losses);
+        step = steps[best];
         return inverse[best];
     };
-    constexpr int kHalf = kLanes / 2;
-    const float least = 0.8f, between = (most - least) / (kHalf - 1);
-    for (int c = 0; c < kHalf; c++) {
-        inverse[c] = Grid::kMost * (least + c * between) / top;
-        inverse[c + kHalf] = -inverse[c];
+    constexpr int kOneSign = Grid::kSymmetric ? kLanes : kLanes / 2;  // steps of the other one find nothing else
+    const float between = (most - least) / (kOneSign - 1);
+    for (int c = 0; c < kLanes; c++) {
+        const float finer = least + c % kOneSign * between;
+        inverse[c] = (c < kOneSign ? finer : -finer) * Grid::kMost / top;
     }
     const float coarse = try_all();
-    for (int c = 0; c < kLanes; c++) inverse[c] = coarse * (1 + between * (c - kHalf + 0.5f) / kHalf);
+    for (int c = 0; c < kLanes; c++) inverse[c] = coarse * (1 + between * (c - kLanes / 2 + 0.5f) / (kLanes / 2));
     try_all();
     return step;
 }

@@ -30,7 +30,7 @@ Steps<kGroup> fit_steps(const float* x, const float* w, float most) {
     const float size = std::abs(extreme(x, kSuperBlock));
     float unit[kSuperBlock], step[kGroups], d = 0;
     for (int i = 0; i < kSuperBlock; i++) unit[i] = x[i] * reciprocal(size);
-    for (int k = 0; k < kGroups; k++) step[k] = best_step<Grid>(unit + k * kGroup, w + k * kGroup, kGroup, most);
+    for (int k = 0; k < kGroups; k++) step[k] = best_step<Grid>(unit + k * kGroup, w + k * kGroup, kGroup, 0.8f, most);
     d = extreme(step, kGroups) / kLow;
     for (int round = 0; round < kRounds; round++) {
         out.d = scale_to_half(size * d, size);
