@@ -134,4 +134,8 @@ void MappedSource::forget(uint64_t position, size_t n) const {
     mapping_at(position).forget(position - source_.part_at(position).begin, n);
 }
 
+void MappedSource::lock(uint64_t position, size_t n) const {
+    mapping_at(position).lock(position - source_.part_at(position).begin, n);
+}
+
 }  // namespace gemmart

@@ -77,6 +77,7 @@ class MappedSource {
     bool lost() const;  // as Mapping has it
     void prefetch(uint64_t position, size_t n) const;
     void forget(uint64_t position, size_t n) const;
+    void lock(uint64_t position, size_t n) const;
 
   private:
     const Mapping& mapping_at(uint64_t position) const;

@@ -22,6 +22,9 @@ struct UnsupportedError : Error {  // a sound file that asks for something this 
 struct FileChanged : Error {  // the file was changed after it was opened
     using Error::Error;
 };
+struct NumericError : Error {  // a weight is NaN or infinite
+    using Error::Error;
+};
 struct DeviceError : Error {  // a device or instruction set cannot be used
     using Error::Error;
 };

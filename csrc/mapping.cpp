@@ -1,6 +1,7 @@
 #include "mapping.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -105,7 +106,22 @@ Mapping::~Mapping() {
 
 bool Mapping::lost() const { return places[place_].lost.load(); }
 
+void Mapping::lock(size_t offset, size_t n) const { lock_memory(data_ + offset, n); }
+
 void Mapping::prefetch(size_t offset, size_t n) const { advise(data_ + offset, n, MADV_WILLNEED); }
 void Mapping::forget(size_t offset, size_t n) const { advise(data_ + offset, n, MADV_DONTNEED); }
+
+void lock_memory(const std::byte* data, size_t n) {
+    const size_t skew = reinterpret_cast<uintptr_t>(data) % page_size();
+    if (mlock(data - skew, n + skew) == 0) return;
+    const int error = errno;
+    struct rlimit limit = {};
+    getrlimit(RLIMIT_MEMLOCK, &limit);
+    throw OutOfMemory(message("mlock: the system does not lock the weights in memory (", std::strerror(error),
+                              "); this process may lock ", limit.rlim_cur >> 10,
+                              " KiB. Raise the limit (ulimit -l unlimited as root, memlock in "
+                              "/etc/security/limits.conf, LimitMEMLOCK= of a service, --ulimit memlock=-1 of a "
+                              "container) or do without mlock"));
+}
 
 }  // namespace gemmart

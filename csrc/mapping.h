@@ -17,6 +17,7 @@ class Mapping {
 
     const std::byte* data() const { return data_; }
     bool lost() const;
+    void lock(size_t offset, size_t n) const;  // lock_memory() of n bytes from an offset in the range
     // Advice on n bytes from an offset in the range: read them in the background; or forget them, until they are
     // touched again.
     void prefetch(size_t offset, size_t n) const;
@@ -28,5 +29,9 @@ class Mapping {
     size_t n_bytes_;
     int place_;  // in the table that the signal handler reads
 };
+
+// Keeps these bytes in memory, which is read or filled with zeros now: the system will not move them out. Throws
+// OutOfMemory where a limit forbids it.
+void lock_memory(const std::byte* data, size_t n);
 
 }  // namespace gemmart

@@ -32,6 +32,8 @@ void raise_in_python(std::exception_ptr error) {
         raise("UnsupportedModel", e.what());
     } catch (const FileChanged& e) {
         raise("ModelChanged", e.what());
+    } catch (const NumericError& e) {
+        raise("NumericError", e.what());
     } catch (const DeviceError& e) {
         raise("DeviceError", e.what());
     } catch (const Cancelled& e) {

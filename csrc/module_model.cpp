@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "check_weights.h"
 #include "error.h"
 #include "model.h"
 #include "module.h"
@@ -126,23 +127,37 @@ void register_model(py::module_& m) {
             "total", [](const cpu::Loading& self) { return self.total.load(); }, "Bytes to read.")
         .def("cancel", [](cpu::Loading& self) { self.cancelled = true; }, "The load ends soon, with Cancelled.");
 
+    m.def(
+        "check_weights",
+        [](const ModelFacts& facts, int n_threads, cpu::Loading& loading) {
+            check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
+                                         ", expected 1 to 1024");
+            py::gil_scoped_release release;
+            check_weights(*facts.file, n_threads, loading);
+        },
+        "facts"_a, py::kw_only(), "n_threads"_a, "loading"_a,
+        "Decodes every tensor of a file. Raises NumericError that names the first weight that is NaN or infinite; "
+        "Cancelled, ModelChanged.");
+
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Weights in memory, and the threads that compute with them.")
         .def(
             py::init([](const ModelFacts& facts, int n_threads, int n_batch, bool precise, bool mapped,
-                        size_t cache_bytes, cpu::Loading* loading) {
+                        size_t cache_bytes, bool locked, cpu::Loading* loading) {
                 check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
                                              ", expected 1 to 1024");
                 check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
                                              ", expected 1 to 65536");
                 cpu::Loading unseen;
                 return std::make_shared<Model>(facts, n_threads, n_batch, precise,
-                                               cpu::WeightOptions{mapped, cache_bytes}, loading ? *loading : unseen);
+                                               cpu::WeightOptions{mapped, cache_bytes, locked},
+                                               loading ? *loading : unseen);
             }),
             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, "precise"_a, "mapped"_a = false,
-            "cache_bytes"_a = std::numeric_limits<size_t>::max(), "loading"_a = nullptr,
+            "cache_bytes"_a = std::numeric_limits<size_t>::max(), "locked"_a = false, "loading"_a = nullptr,
             py::call_guard<py::gil_scoped_release>(),
             "Reads and packs the weights; mapped: leaves them in the file and packs what a product needs; cache_bytes: "
-            "how much of the file may stay in the system's cache. n_batch: most tokens of a forward; precise: "
+            "how much of the file may stay in the system's cache; locked: they are locked in memory. n_batch: most "
+            "tokens of a forward; precise: "
             "activations keep nearly their float32 precision. Raises OutOfMemory, ModelChanged, Cancelled, "
             "DeviceError.")
         .def_property_readonly("isa", [](const Model& model) { return model.kernels().isa; })

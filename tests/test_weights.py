@@ -18,7 +18,7 @@ import pytest
 import gemmart
 from conftest import Tiny, logits_alone, open_context
 from gemmart import _core, errors, memory
-from gemmart import model as model_module
+from gemmart import progress as progress_module
 from gemmart.engine import LOGIT_BYTES
 from gemmart.results import SPARE_BYTES
 from tiny import FORMATS
@@ -204,8 +204,8 @@ def test_progress_of_a_load(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None
     calls: list[tuple[str, int, int | None]] = []
     with gemmart.load(path, progress=lambda *call: calls.append(call)):
         assert calls == []  # it was quick
-    monkeypatch.setattr(model_module, "SILENT_SECONDS", -1)
-    monkeypatch.setattr(model_module, "PROGRESS_SECONDS", 1e-4)
+    monkeypatch.setattr(progress_module, "SILENT_SECONDS", -1)
+    monkeypatch.setattr(progress_module, "PROGRESS_SECONDS", 1e-4)
     with gemmart.load(path, progress=lambda *call: calls.append(call)) as model:
         n_bytes = model.plan.weight_bytes
     assert {(what, total) for what, _, total in calls[1:]} <= {("loading", n_bytes), ("loading", 0)}

@@ -10,6 +10,7 @@ namespace gemmart::cpu {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kLocked = 64 << 20;  // bytes locked in memory at a time
 constexpr size_t kPiece = 512 << 10;  // bytes of the file that a thread reads and packs at a time
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -52,6 +53,13 @@ Arena::Arena(size_t n_bytes) : size_(round_up(std::max<size_t>(n_bytes, 1), kHug
 
 Arena::~Arena() { munmap(base_, size_); }
 
+void Arena::lock(const Loading& loading) {
+    for (size_t at = 0; at < size_; at += kLocked) {
+        check<Cancelled>(!loading.cancelled, "the load was cancelled");
+        lock_memory(base_ + at, std::min(kLocked, size_ - at));
+    }
+}
+
 std::byte* Arena::take(size_t n_bytes) {
     std::byte* at = base_ + used_;
     used_ += round_up(n_bytes, 64);
@@ -84,8 +92,9 @@ Weights::Weights(const GgufFile& file, const std::vector<LoadItem>& items, const
       room_bytes_(room_bytes(tensors_of(items))),
       arena_(options.mapped ? pool.size() * room_bytes_ + copied_bytes(file.bytes(), tensors_of(items))
                             : packed_bytes(tensors_of(items))) {
+    if (options.locked) arena_.lock(loading);
     if (options.mapped) {
-        map(items, options.cache_bytes);
+        map(items, options, loading);
         for (int i = 0; i < pool.size(); ++i) rooms_.push_back(arena_.take(room_bytes_));
     } else {
         load(items, file_bytes(items) > options.cache_bytes, loading, pool);
@@ -93,10 +102,11 @@ Weights::Weights(const GgufFile& file, const std::vector<LoadItem>& items, const
     file.bytes().check_unchanged();
 }
 
-void Weights::map(const std::vector<LoadItem>& items, size_t cache_bytes) {
+void Weights::map(const std::vector<LoadItem>& items, const WeightOptions& options, Loading& loading) {
     const ByteSource& source = file_.bytes();
     mapped_ = std::make_unique<MappedSource>(source);
-    const double share = static_cast<double>(cache_bytes) / file_bytes(items);
+    const double share = options.locked ? 1 : static_cast<double>(options.cache_bytes) / file_bytes(items);
+    if (options.locked) loading.total = file_bytes(items);
     double n_seen = 0, n_kept = 0;
     for (const auto& [tensor, to] : items) {
         const int n_rows = static_cast<int>(tensor->shape[0]), n_cols = static_cast<int>(tensor->shape[1]);
@@ -108,6 +118,12 @@ void Weights::map(const std::vector<LoadItem>& items, size_t cache_bytes) {
             continue;
         }
         to->data = mapped_->at(tensor->offset);
+        for (size_t at = 0; options.locked && at < tensor->n_bytes; at += kLocked) {
+            check<Cancelled>(!loading.cancelled, "the load was cancelled");
+            const size_t n = std::min(kLocked, tensor->n_bytes - at);
+            mapped_->lock(tensor->offset + at, n);
+            loading.done += n;
+        }
         // Those that are read anew stand evenly between the others, so that the device reads while these are
         // multiplied.
         n_seen += tensor->n_bytes;

@@ -15,13 +15,20 @@
 
 namespace gemmart::cpu {
 
+// What other threads may see and want of a load.
+struct Loading {
+    std::atomic<size_t> done{0}, total{0};  // bytes of the file
+    std::atomic<bool> cancelled{false};     // the load throws Cancelled
+};
+
 // Anonymous memory on huge pages where the system grants them: a guest's 4 KiB pages read at half the speed.
 class Arena {
   public:
     explicit Arena(size_t n_bytes);  // throws OutOfMemory
     ~Arena();
     Arena(const Arena&) = delete;
-    std::byte* take(size_t n_bytes);  // 64-byte aligned; all takes together at most n_bytes, each rounded up to 64
+    void lock(const Loading& loading);  // lock_memory(); throws Cancelled too
+    std::byte* take(size_t n_bytes);    // 64-byte aligned; all takes together at most n_bytes, each rounded up to 64
 
   private:
     std::byte* base_;
@@ -35,12 +42,7 @@ struct WeightOptions {
     // cache when they have been read. Of mapped ones, so many matrices as are too much leave it after each product:
     // else each token would push out of the cache what the next one begins with, and all would be read again.
     size_t cache_bytes = std::numeric_limits<size_t>::max();
-};
-
-// What other threads may see and want of a load.
-struct Loading {
-    std::atomic<size_t> done{0}, total{0};  // bytes of the file
-    std::atomic<bool> cancelled{false};     // the load throws Cancelled
+    bool locked = false;  // they stay in memory; then mapped ones stay in the cache, whatever cache_bytes says
 };
 
 // Bytes of memory that matrices take where they are packed; where they are mapped, those of a thread's room, and of the
@@ -93,7 +95,7 @@ class Weights {
     };
 
     void load(const std::vector<LoadItem>& items, bool drop_cached, Loading& loading, ThreadPool& pool);
-    void map(const std::vector<LoadItem>& items, size_t cache_bytes);
+    void map(const std::vector<LoadItem>& items, const WeightOptions& options, Loading& loading);
     void note_use(const Matrix& w, int n_panels) const;
     static void pack(const Matrix& w, int panel, int n_panels, std::byte* to);
 

@@ -77,6 +77,8 @@ class Loading:
     def total(self) -> int: ...
     def cancel(self) -> None: ...
 
+def check_weights(facts: ModelFacts, *, n_threads: int, loading: Loading) -> None: ...
+
 class Model:
     def __init__(
         self,
@@ -87,6 +89,7 @@ class Model:
         precise: bool,
         mapped: bool = False,
         cache_bytes: int = 2**64 - 1,
+        locked: bool = False,
         loading: Loading | None = None,
     ) -> None: ...
     @property

@@ -29,6 +29,8 @@ def load(
     kv_type: str = "f16",
     precise: bool | None = None,
     mmap: bool | None = None,
+    mlock: bool = False,
+    check_weights: bool = False,
     lookup: bool = True,
     draft: str | Path | None = None,
     draft_max: int = 7,
@@ -52,16 +54,17 @@ def load(
     physical cores that may be used. kv_type: storage of keys and values: f16, bf16, f32 or q8_0. precise: multiply
     quantised weights with activations of nearly float32 precision instead of 8 bits, which costs prompt speed; None:
     for small models only (SMALL_DIM). mmap: leave the weights in the file, shared with all who use it, and read them as
-    they are needed; False: in memory, which is faster; None: in memory where they fit. lookup: guess that what stood
-    before stands again. draft: a smaller model with the same vocabulary, which guesses too. draft_max: most tokens
-    guessed at once, 0 to 64; guesses are checked, so they change nothing but the speed. n_ctx, n_gpu_layers: other
-    names of ctx and ngl. template: a chat template instead of the file's: "gemma", "chatml", a file, or Jinja source.
-    system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that do not
-    alternate are an error. offline: nothing is fetched. progress: called with how far a download is, or a load that
-    takes over a second. notice: called with a sentence where another model than the default is taken.
+    they are needed; False: in memory, which is faster; None: in memory where they fit. mlock: the system may not
+    move the weights out of memory. check_weights: look for NaN and infinity in all of them first. lookup: guess that
+    what stood before stands again. draft: a smaller model with the same vocabulary, which guesses too. draft_max: most
+    tokens guessed at once, 0 to 64; guesses are checked, so they change nothing but the speed. n_ctx, n_gpu_layers:
+    other names of ctx and ngl. template: a chat template instead of the file's: "gemma", "chatml", a file, or Jinja
+    source. system_style: how a Gemma model is told a system message: "fold", "turn" or "user". strict_roles: roles that
+    do not alternate are an error. offline: nothing is fetched. progress: called with how far a download is, or a load
+    that takes over a second. notice: called with a sentence where another model than the default is taken.
 
-    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory, DeviceError, DownloadError, TemplateError,
-    InvalidRequest."""
+    Raises ModelNotFound, ModelFormatError, UnsupportedModel, OutOfMemory (mlock: is not allowed so much), DeviceError,
+    DownloadError, TemplateError, NumericError, InvalidRequest."""
     ctx, ngl = _one_name(ctx, n_ctx, ngl, n_gpu_layers)
     check_device(gpu, ngl, device)
     check_number("draft_max", draft_max, int, 0, MAX_DRAFT)
@@ -79,8 +82,11 @@ def load(
         threads=threads,
         kv_type=kv_type,
         mmap=mmap,
+        mlock=mlock,
     )
     check_fits(plan_, str(file.path))
+    for checked in filter(None, (file, draft_file) if check_weights else ()):
+        checked.check_weights(plan_.threads, progress or no_progress)
     return Model(
         file,
         plan_,
@@ -104,6 +110,7 @@ def plan(
     threads: int | None = None,
     kv_type: str = "f16",
     mmap: bool | None = None,
+    mlock: bool = False,
     draft: str | Path | None = None,
     gpu: str = "auto",
     ngl: str | int = "auto",
@@ -128,6 +135,7 @@ def plan(
         threads=threads,
         kv_type=kv_type,
         mmap=mmap,
+        mlock=mlock,
     )
 
 

@@ -36,12 +36,13 @@ def make_plan(
     threads: int | None,
     kv_type: str,
     mmap: bool | None,
+    mlock: bool = False,
 ) -> MemoryPlan:
     """The plan for a model file, and a draft model beside it, with these options.
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
-    with a warning. mmap None: packed weights where they fit, else mapped ones, with a warning. Raises InvalidRequest
-    naming the option."""
+    with a warning. mmap None: packed weights where they fit, else mapped ones, with a warning; packed ones where they
+    are locked. Raises InvalidRequest naming the option."""
     for name, value, limit in (
         ("ctx", ctx, 2**31 - 1),
         ("parallel", parallel, 1024),
@@ -73,6 +74,7 @@ def make_plan(
             threads=n_threads,
             kv_type=kv_type,
             mmap=mapped,
+            mlock=mlock,
             mapped_bytes=need["packed_weights"] if mapped else 0,
             weight_bytes=need["mapped_weights" if mapped else "packed_weights"],
             buffer_bytes=need["buffers"] + logit_bytes,
@@ -87,7 +89,7 @@ def make_plan(
             plan = plan_for(1 << ((plan.ctx - 1).bit_length() - 1), mapped)
         return plan
 
-    if mmap is None:
+    if mmap is None and not mlock:
         plan = longest_plan(False, SPARE_BYTES)
         if plan.total_bytes + SPARE_BYTES > available and (other := longest_plan(True, 0)).fits:
             log.warning(
@@ -97,7 +99,7 @@ def make_plan(
             )
             plan = other
     else:
-        plan = longest_plan(mmap, 0)
+        plan = longest_plan(bool(mmap), 0)
     if ctx is None and plan.ctx < trained:
         log.warning("ctx: %d instead of the trained %d tokens, which do not fit into memory", plan.ctx, trained)
     return plan
@@ -106,11 +108,12 @@ def make_plan(
 def check_fits(plan: MemoryPlan, path: str) -> None:
     """Raises OutOfMemory with the numbers where the plan does not fit."""
     if not plan.fits:
-        sizes = (plan.weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.draft_bytes, plan.available_bytes)
+        weight_bytes = plan.weight_bytes + (plan.mapped_bytes if plan.mlock else 0)
+        sizes = (weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.draft_bytes, plan.available_bytes)
         mib = [round(n / 2**20) for n in (plan.total_bytes, *sizes)]
         draft = f", draft model {mib[4]}" if plan.draft_bytes else ""
         raise OutOfMemory(
             f"{path} needs {mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}"
             f"{draft}), but {mib[5]} MiB are available; choose a smaller ctx, kv_type='q8_0', "
-            f"{'' if plan.mmap else 'mmap=True, '}or a smaller file"
+            f"{'no mlock, ' if plan.mlock else '' if plan.mmap else 'mmap=True, '}or a smaller file"
         )

@@ -6,8 +6,8 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cached_property, partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
 from operator import index
 from os import PathLike
 from queue import SimpleQueue
@@ -23,14 +23,14 @@ from gemmart.errors import ContextOverflow, InvalidRequest, TemplateError
 from gemmart.format import Format
 from gemmart.model_file import ModelFile, describe, general_sampling, own_pooling
 from gemmart.pooling import POOLINGS, Pool
-from gemmart.progress import Progress
+from gemmart.progress import Progress, watch
 from gemmart.results import Completion, KvPages, MemoryPlan, Slot
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
 from gemmart.speculation import Draft, Lookup, NewGuesser
 from gemmart.stops import StopStrings
 from gemmart.stream import Stream
-from gemmart.template import ChatTemplate, template_source
+from gemmart.template import ChatTemplate, FileTemplate, template_source
 from gemmart.tokenizer import Tokenizer
 from gemmart.tools import NO_TOOLS, Tool, Toolbox
 
@@ -41,15 +41,12 @@ if TYPE_CHECKING:
     from gemmart.server.running import RunningServer
     from gemmart.session import Session
 
-SILENT_SECONDS = 1.0
-"""How long a model loads before its progress is told, and """
-PROGRESS_SECONDS = 0.1
-"""how often then."""
-
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 MAX_LOGPROBS = 20
+OTHER_TEMPLATES = 4
+"""How many templates beside the model's own are kept ready, a process each."""
 
 
 class Model:
@@ -92,29 +89,30 @@ class Model:
                 precise=self.precise,
                 mapped=plan.mmap,
                 cache_bytes=plan.cache_bytes,
+                locked=plan.mlock,
                 loading=status,
             )
             try:
                 vocabulary = file.vocabulary()
                 self._tokenizer = Tokenizer(vocabulary)
-                names = [
+                bos, eos = (
                     "" if id is None else vocabulary.token(id).decode("utf-8", "replace")
                     for id in (vocabulary.bos, vocabulary.eos)
-                ]
+                )
+                control = self._tokenizer.control_texts
                 self._template = ChatTemplate.for_model(
                     self.chat_template,
                     self.info.family,
-                    bos=names[0],
-                    eos=names[1],
-                    control=self._tokenizer.control_texts,
+                    bos=bos,
+                    eos=eos,
+                    control=control,
                     system_style=system_style,
                     strict_roles=strict_roles,
                 )
-                is_loading = True
-                while is_loading:
-                    is_loading = bool(wait([loading], PROGRESS_SECONDS).not_done)
-                    if time.monotonic() - began > SILENT_SECONDS:
-                        progress("loading", status.done, status.total)
+                self._other_template = lru_cache(OTHER_TEMPLATES)(
+                    partial(FileTemplate, bos=bos, eos=eos, control=control)
+                )
+                watch(loading, status, began, "loading", progress)
             except BaseException:
                 status.cancel()
                 raise
@@ -131,6 +129,7 @@ class Model:
                 precise=draft.small,
                 mapped=False,
                 cache_bytes=0,
+                locked=plan.mlock,
                 loading=_core.Loading(),
             )
             n_ctx = draft.facts.info()["n_ctx_train"]
@@ -448,11 +447,13 @@ class Model:
         add_generation_prompt: bool = True,
         continue_final: bool = False,
         toolbox: Toolbox = NO_TOOLS,
+        template: str | None = None,
     ) -> str:
         """The text that a conversation becomes, for people to read: in it, typed control tokens look like real ones.
         continue_final: the last message, the assistant's, stays open, to be gone on with. toolbox: the tools of which
-        the system prompt tells. Raises TemplateError, InvalidRequest."""
-        return self._require_template().text(
+        the system prompt tells. template: Jinja source, for this once, instead of the model's. Raises TemplateError,
+        InvalidRequest."""
+        return self._template_of(template).text(
             toolbox.messages(messages), add_generation_prompt=add_generation_prompt, continue_final=continue_final
         )
 
@@ -463,18 +464,20 @@ class Model:
         add_generation_prompt: bool = True,
         continue_final: bool = False,
         toolbox: Toolbox = NO_TOOLS,
+        template: str | None = None,
     ) -> list[int]:
         """The token ids that a conversation becomes; nothing a message says can become a control token. Options as for
         apply_template(). Raises TemplateError, InvalidRequest."""
-        pieces = self._require_template().render(
+        pieces = self._template_of(template).render(
             toolbox.messages(messages), add_generation_prompt=add_generation_prompt, continue_final=continue_final
         )
         return self._tokenizer.encode_pieces(pieces, bos=True)
 
     def session(self, system: str | None = None, *, overflow: str = "error", **options: Any) -> Session:
         """A conversation that grows turn by turn; options are those of stream(), for every turn. overflow: what happens
-        where a turn would not fit: "error" raises ContextOverflow, "forget" drops the oldest exchanges, so that a
-        quarter of the context, or max_tokens, is left for the answer. Raises TemplateError for a base model."""
+        where a turn would not leave a quarter of the context, or max_tokens, for the answer: "forget" drops the oldest
+        exchanges; "summarise" has the model put a summary in their place, see gemmart.summary; with "error" as much as
+        is left is used, and a turn that does not fit raises ContextOverflow. Raises TemplateError for a base model."""
         from gemmart.session import Session
 
         self._require_template()
@@ -557,6 +560,9 @@ class Model:
             if not 0 <= i < self.info.n_vocab:
                 raise InvalidRequest(f"{name}: id {i} is outside 0 to {self.info.n_vocab - 1}", name)
         return ids
+
+    def _template_of(self, source: str | None) -> ChatTemplate:
+        return self._require_template() if source is None else self._other_template(source)
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:

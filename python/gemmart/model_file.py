@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from gemmart import _core
 from gemmart.pooling import FILE_POOLINGS
+from gemmart.progress import Progress, watch
 from gemmart.results import ModelInfo
 from gemmart.sources import ModelSource
 from gemmart.tokenizer import Vocabulary
@@ -47,6 +50,19 @@ class ModelFile:
 
     def vocabulary(self) -> Vocabulary:
         return read_vocabulary(self.gguf, str(self.path))
+
+    def check_weights(self, n_threads: int, progress: Progress) -> None:
+        """Raises NumericError naming a weight that is NaN or infinite."""
+        status = _core.Loading()
+        with ThreadPoolExecutor(1, "gemmart-check") as thread:
+            began = time.monotonic()
+            checking = thread.submit(_core.check_weights, self.facts, n_threads=n_threads, loading=status)
+            try:
+                watch(checking, status, began, "checking weights", progress)
+            except BaseException:
+                status.cancel()
+                raise
+        checking.result()
 
 
 def describe(gguf: _core.Gguf, facts: _core.ModelFacts, source: ModelSource) -> ModelInfo:

@@ -6,9 +6,14 @@ import os
 import shutil
 import sys
 import time
-from typing import Protocol, TextIO
+from concurrent.futures import Future, wait
+from typing import Any, Protocol, TextIO
 
 REDRAW_SECONDS = 0.1
+SILENT_SECONDS = 1.0
+"""How long a task takes before its progress is told, and """
+PROGRESS_SECONDS = 0.1
+"""how often then."""
 ERASE = "\r\x1b[K"
 
 
@@ -16,6 +21,24 @@ class Progress(Protocol):
     """Called as `progress(what, done, total)`; `done` and `total` in any one unit, `total` None while unknown."""
 
     def __call__(self, what: str, done: int, total: int | None) -> None: ...
+
+
+class Counter(Protocol):
+    """How far a task is that another thread does."""
+
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+def watch(task: Future[Any], counter: Counter, began: float, what: str, progress: Progress) -> None:
+    """Wait for a task, telling how far it is where it takes long; `began`: when, by time.monotonic()."""
+    is_running = True
+    while is_running:
+        is_running = bool(wait([task], PROGRESS_SECONDS).not_done)
+        if time.monotonic() - began > SILENT_SECONDS:
+            progress(what, counter.done, counter.total)
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:

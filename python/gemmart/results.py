@@ -137,7 +137,7 @@ class MemoryPlan:
     """Bytes of memory that a model will take with these options. `weight_bytes`: all of the matrices where they are
     packed; where they are mapped (`mmap`), room to work on some of them. `mapped_bytes`: those that stay in the
     file, of which the system's cache keeps what there is room for. `kv_bytes` when every page is in use; it is touched
-    only as sequences grow."""
+    only as sequences grow. Weights that are locked in memory (`mlock`) count as memory where they are mapped, too."""
 
     ctx: int
     parallel: int
@@ -145,6 +145,7 @@ class MemoryPlan:
     threads: int
     kv_type: str
     mmap: bool
+    mlock: bool
     mapped_bytes: int
     weight_bytes: int
     buffer_bytes: int
@@ -154,7 +155,8 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.buffer_bytes + self.kv_bytes + self.draft_bytes
+        locked = self.mapped_bytes if self.mlock else 0
+        return self.weight_bytes + locked + self.buffer_bytes + self.kv_bytes + self.draft_bytes
 
     @property
     def cache_bytes(self) -> int:
