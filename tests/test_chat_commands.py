@@ -15,6 +15,7 @@ import gemmart
 import program
 from conftest import Tiny
 from gemmart import Sampling
+from gemmart.summary import HEADER
 
 N = 8
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -265,6 +266,20 @@ def test_overflow_forget_says_so(say: Say, session: gemmart.Session) -> None:
     assert done.stdout == expected
     assert "oldest messages are forgotten]" in done.stderr
     assert "maximum context length is 512" in say(*lines, code=11).stderr
+
+
+def test_overflow_summarise_says_so(say: Say, session: gemmart.Session) -> None:
+    lines = [f"{i} " + "the word is " * 25 for i in range(8)]
+    session.overflow = "summarise"
+    session.messages.append({"role": "system", "content": "you are one"})
+    expected = told(*(session.send(line) for line in lines))
+    flags = ("--overflow", "summarise", "--system", "you are one")
+    done = say(*lines, "/context", "/system", "/clear", "/context", flags=flags)
+    assert done.stdout == expected
+    assert "oldest messages become a summary]" in done.stderr
+    assert f"you are one {HEADER}" in done.stderr  # of /context
+    assert "\nyou are one\n" in done.stderr  # of /system
+    assert HEADER not in done.stderr.rpartition("begins anew")[2]
 
 
 def test_base_models(say: Say, chat_file: Path, tmp_path: Path) -> None:

@@ -242,10 +242,23 @@ class AsyncTurn(AsyncStream):
 
     @property
     def forgotten(self) -> int:
-        """How many old messages overflow="forget" drops for this turn; known when it has begun."""
+        """How many old messages are dropped for this turn, or become a summary; known when it has begun."""
         return self._exchange.forgotten
 
+    @property
+    def summary(self) -> str | None:
+        """As Turn.summary; known when the answer has begun."""
+        return self._exchange.summary
+
     async def next_event(self) -> Delta | Echo | Prefill | NDArray[np.float32] | None:
+        await self.start()
+        while (summarising := self._exchange.summarising) is not None and self._result is None:
+            while (event := await super().next_event()) is not None:
+                summarising.tell(event, self.progress)
+            self._result = summarising.take(self._result, self.progress)
+            if self._result is None:
+                self._events = asyncio.Queue()
+                await self._start()
         event = await super().next_event()
         if event is None:
             self._enter()

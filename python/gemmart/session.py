@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from gemmart.stream import Stream
 if TYPE_CHECKING:
     from gemmart.aio import AsyncSession
     from gemmart.model import Model
+    from gemmart.summary import Summarising
 
-OVERFLOW = ("error", "forget")
+OVERFLOW = ("error", "forget", "summarise")
 
 
 class Session:
@@ -111,32 +113,48 @@ class Session:
 
     def _answer(self, exchange: Exchange, sampling: Sampling | None, options: dict[str, Any]) -> Turn:
         events: SimpleQueue[Event] = SimpleQueue()
-        request = self._prepare(exchange, sampling, options, events.put)
+        prepare = partial(self._prepare, exchange, sampling, options)
+        request = prepare(events.put)
         self._model.submit(request)
-        return Turn(self._model, request, events, exchange)
+        return Turn(self._model, request, events, exchange, prepare)
 
     def _prepare(
         self, exchange: Exchange, sampling: Sampling | None, options: dict[str, Any], emit: Callable[[Event], object]
     ) -> Request:
-        """The request for an answer, after the oldest exchanges are forgotten where that has to be."""
+        """The request for an answer, after the oldest exchanges are forgotten where that has to be; or for a summary of
+        these, and when that has ended once more for what comes next."""
         options = {**self.options, **options}
         default = options.pop("sampling", None)
-        if self.overflow == "forget":
-            exchange.forget(self._that_fit(exchange.before, exchange.turn, options.get("max_tokens")))
+        if exchange.summarising is None and exchange.summary is None:
+            self._make_room(exchange, options.get("max_tokens"))
+        if exchange.summarising is not None:
+            return exchange.summarising.request(emit)
         prompt = self._model.chat_tokens([*exchange.before, exchange.turn])
         return self._model.prepare(prompt, sampling or default, emit=emit, salt=self._salt, **options)
 
-    def _that_fit(self, messages: Sequence[Message], turn: Message, max_tokens: int | None) -> list[Message]:
-        """`messages` without the fewest oldest exchanges for which the prompt leaves a quarter of the context, or as
-        much as is wanted, for the answer."""
-        room = self._model.ctx // 4 if max_tokens is None else min(max_tokens, self._model.ctx // 4)
-        starts = self._starts(messages)
+    def _make_room(self, exchange: Exchange, max_tokens: int | None) -> None:
+        """Leave a quarter of the context, or as much as is wanted, for the answer, as `overflow` says. Raises
+        ContextOverflow where no summary would help."""
+        ctx = self._model.ctx
+        room = ctx // 4 if max_tokens is None else min(max_tokens, ctx // 4)
+        n = 0 if self.overflow == "error" else self._too_many(exchange, ctx - room)
+        if n and self.overflow == "summarise":
+            from gemmart.summary import Summarising, most_tokens
+
+            n = self._too_many(exchange, ctx // 2 - most_tokens(ctx))
+            exchange.summarising = Summarising(self._model, self._salt, exchange, n)
+        elif n:
+            exchange.forget(self._without(exchange.before, self._starts(exchange.before), n))
+
+    def _too_many(self, exchange: Exchange, most: int) -> int:
+        """The fewest oldest exchanges without which the prompt has at most so many tokens, or all."""
+        starts = self._starts(exchange.before)
 
         def fits(n: int) -> bool:
-            kept = self._without(messages, starts, n)
-            return len(self._model.chat_tokens([*kept, turn])) + room <= self._model.ctx
+            kept = self._without(exchange.before, starts, n)
+            return len(self._model.chat_tokens([*kept, exchange.turn])) <= most
 
-        return self._without(messages, starts, bisect_left(range(len(starts)), True, key=fits))
+        return bisect_left(range(len(starts)), True, key=fits)
 
     def _starts(self, messages: Sequence[Message] | None = None) -> list[int]:
         """Where the exchanges begin: at the user messages."""
@@ -154,10 +172,12 @@ class Session:
         """`messages` without the n oldest exchanges; system messages in front stay."""
         if n == 0:
             return list(messages)
-        first = 0
-        while first < len(messages) and messages[first]["role"] in ("system", "developer"):
-            first += 1
-        return [*messages[:first], *(messages[starts[n] :] if n < len(starts) else ())]
+        return [*messages[: n_system(messages)], *(messages[starts[n] :] if n < len(starts) else ())]
+
+
+def n_system(messages: Sequence[Message]) -> int:
+    """How many system messages stand in front."""
+    return next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
 
 
 @dataclass(slots=True)
@@ -168,6 +188,8 @@ class Exchange:
     before: list[Message]
     turn: Message
     forgotten: int = 0
+    summarising: Summarising | None = None
+    summary: str | None = None
 
     def forget(self, kept: list[Message]) -> None:
         """Answer it after `kept` alone."""
@@ -188,23 +210,59 @@ class Exchange:
 class Turn(Stream):
     """The stream of one answer, which enters the session's messages when it ends."""
 
-    def __init__(self, model: Model, request: Request, events: SimpleQueue[Event], exchange: Exchange) -> None:
+    def __init__(
+        self,
+        model: Model,
+        request: Request,
+        events: SimpleQueue[Event],
+        exchange: Exchange,
+        prepare: Callable[[Callable[[Event], object]], Request],
+    ) -> None:
+        """prepare: makes the request that follows a summary."""
         super().__init__(model, request, events)
         self._exchange = exchange
+        self._prepare = prepare
+        self._is_stopped = False
 
     @property
     def forgotten(self) -> int:
-        """How many old messages overflow="forget" drops for this turn."""
+        """How many old messages are dropped for this turn, or become a summary."""
         return self._exchange.forgotten
 
+    @property
+    def summary(self) -> str | None:
+        """What the model wrote in place of old messages, "" where it had no words; None where it was not asked."""
+        return self._exchange.summary
+
     def events(self) -> Iterator[Delta | Echo | Prefill | NDArray[np.float32]]:
+        while (summarising := self._exchange.summarising) is not None and self._result is None:
+            for event in super().events():
+                summarising.tell(event, self.progress)
+            self._result = summarising.take(self._result, self.progress)
+            if self._result is None:
+                self._go_on()
         yield from super().events()
         self._exchange.enter(self._result, self.text)
 
+    def cancel(self) -> None:
+        self._is_stopped = True
+        super().cancel()
+
     def close(self) -> None:
+        self._is_stopped = True
         super().close()
         self._exchange.enter(self._result, self.text)
 
     def __del__(self) -> None:
         super().__del__()
         self._exchange.enter(self._result, self.text)
+
+    def _go_on(self) -> None:
+        """Ask for the next summary, or the answer."""
+        self._events = SimpleQueue()
+        try:
+            self._request = self._prepare(self._events.put)
+            self._request.cancelled = self._is_stopped
+            self._model.submit(self._request)
+        except Exception as error:
+            self._result = error

@@ -12,6 +12,7 @@ from gemmart.chat.files import Upload
 from gemmart.chat.reader import Reader, is_dumb, keys_unseen, open_reader
 from gemmart.errors import ContextOverflow, GemmartError, InvalidRequest, TemplateError
 from gemmart.results import Completion
+from gemmart.summary import without_summary
 from gemmart.terminal import SHOWN, Messages, Output, finish, speeds, why_cut
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Chat:
     @property
     def system(self) -> str | None:
         first = self.talk.messages[:1]
-        return str(first[0]["content"]) if first and first[0]["role"] == "system" else None
+        return without_summary(str(first[0]["content"])) or None if first and first[0]["role"] == "system" else None
 
     def say(self, text: str) -> None:
         self.messages.say(text.translate(SHOWN))
@@ -202,6 +203,8 @@ class Chat:
             stream.progress = progress
             completion = self._write(stream)
         self.last = completion
+        if getattr(stream, "summary", None) == "" and completion.finish_reason != "cancelled":
+            self.say("[the model wrote no summary: they are forgotten]")
         stopped = completion.finish_reason == "cancelled"
         if stopped and not completion.text and self.session is not None:
             self.note("[stopped while reading; the turn is dropped]")
@@ -219,7 +222,8 @@ class Chat:
     def _tell_forgotten(self, stream: Stream) -> None:
         n = getattr(stream, "forgotten", 0)
         if n:
-            self.say(f"[the context is full: the {n} oldest messages are forgotten]")
+            done = "become a summary" if self._overflow == "summarise" else "are forgotten"
+            self.say(f"[the context is full: the {n} oldest messages {done}]")
 
     def _write(self, stream: Stream) -> Completion:
         if self.session is None or not self.output.is_terminal or is_dumb():
