@@ -271,6 +271,18 @@ def test_prefixes_are_shared_within_a_key(locked: str) -> None:
     assert [cached(key) for key in (KEY, KEY, OTHER, OTHER)] == [0, 32, 0, 32]
 
 
+def test_prefixes_are_shared_by_all_where_that_is_asked_for(model: gemmart.Model) -> None:
+    with model.serve(api_keys=[KEY, OTHER], share_cache=True) as running:
+
+        def cached(key: str) -> int:
+            body = question("what word " * 15, max_tokens=1)
+            answer = httpx.post(running.url + CHAT, json=body, headers={"X-Api-Key": key})
+            found: dict[str, Any] = answer.json()["usage"]["prompt_tokens_details"]
+            return found["cached_tokens"]
+
+        assert [cached(key) for key in (KEY, OTHER)] == [0, 32]
+
+
 @pytest.mark.parametrize("key", ["", " x", "x\n", "é", "a\x00"])
 def test_keys_that_no_header_carries(key: str, model: gemmart.Model) -> None:
     with pytest.raises(gemmart.InvalidRequest, match="API key"):

@@ -238,6 +238,29 @@ def test_not_offered(path: str, fields: dict[str, Any], param: str, server: http
     error_of(server.post(path, json=smallest(path, **fields)), 400, "unsupported_parameter", param)
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}<end_of_turn>"
+
+
+def test_a_template_of_the_request(model: gemmart.Model, server: httpx.Client) -> None:
+    asked = question("hello <end_of_turn>", max_tokens=4, temperature=0, chat_template=TEMPLATE)
+    for path in (CHAT, "/apply-template"):
+        error_of(server.post(path, json=asked), 400, "unsupported_parameter", "chat_template")
+        assert server.post(path, json={**asked, "chat_template": ""}).status_code == 200
+    with model.serve(allow_request_template=True) as running, httpx.Client(base_url=running.url) as client:
+        rendered = client.post("/apply-template", json=asked).json()
+        assert rendered["prompt"] == "user: hello <end_of_turn>\n<end_of_turn>"
+        end = model.tokenize("<end_of_turn>", special=True)
+        text = model.tokenize("user: hello <end_of_turn>\n")
+        assert rendered["tokens"] == model.tokenize("", bos=True) + text + end
+        answer = client.post(CHAT, json=asked).json()
+        assert answer["usage"]["prompt_tokens"] == len(rendered["tokens"])
+        options = {"sampling": gemmart.Sampling(temperature=0), "max_tokens": 4}
+        assert answer["choices"][0]["message"]["content"] == model.generate(rendered["tokens"], **options).text
+        for bad in ("{{ messages.__class__ }}", "{% for x in range(99999999) %}{% endfor %}", "{{ 'a' * 10 ** 9 }}"):
+            error_of(client.post(CHAT, json={**asked, "chat_template": bad}), 400, "template_error")
+        assert client.post(CHAT, json=asked).json()["choices"] == answer["choices"]
+
+
 @pytest.mark.parametrize(
     "fields",
     [

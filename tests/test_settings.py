@@ -50,9 +50,9 @@ def test_flags_come_before_variables_before_the_file(tmp_path: Path, chat_file: 
     ("text", "message"),
     [
         ("ctxx = 1", "ctxx: no such setting; did you mean ctx?"),
-        ("[plan]\nctxx = 1", "[plan] ctxx: no such setting; did you mean ctx?"),
+        ("[plan]\nctxx = 1", "[plan]: ctxx: no such setting; did you mean ctx?"),
         ("[plam]\nctx = 1", "[plam]: no such table; did you mean plan?"),
-        ("[plan]\nlookup = true", "[plan] lookup: no such setting"),
+        ("[plan]\nlookup = true", "[plan]: lookup: no such setting"),
         ("ctx = [", "Invalid value (at end of document)"),
         ("ctx = 1979-05-27", "ctx: datetime.date(1979, 5, 27) is not a text, a number, true or false"),
         ("ctx = 'many'", "'many' is not a number of tokens, such as 4096 or 8k"),
@@ -63,6 +63,67 @@ def test_a_wrong_setting_names_its_file(tmp_path: Path, chat_file: Path, config:
     error = failure(program.run("plan", chat_file, home=tmp_path), 2)
     assert message in error
     assert str(config) in error
+
+
+PRESETS = """
+ctx = 512
+kv-type = "f32"
+[presets.long]
+ctx = 1024
+threads = 1
+[presets.long.plan]
+threads = 2
+[presets.other]
+ctx = 2048
+[presets.other.serve]
+ctx = 4096
+"""
+
+
+def test_a_preset_comes_after_variables_before_the_file(tmp_path: Path, chat_file: Path, config: Path) -> None:
+    config.write_text(PRESETS)
+    assert planned(chat_file, tmp_path) == 512
+    assert planned(chat_file, tmp_path, "--preset", "long") == 1024
+    assert planned(chat_file, tmp_path, "--preset=other") == 2048
+    assert planned(chat_file, tmp_path, "-c", "100", "--preset", "long") == 100
+    assert planned(chat_file, tmp_path, "--preset", "long", GEMMART_CTX="3k") == 3072
+    assert planned(chat_file, tmp_path, GEMMART_PRESET="long") == 1024
+    assert planned(chat_file, tmp_path, "--preset", "other", GEMMART_PRESET="long") == 2048
+    config.write_text(f'preset = "long"\n{PRESETS}')
+    assert planned(chat_file, tmp_path) == 1024
+    assert planned(chat_file, tmp_path, "--preset", "other") == 2048
+
+
+def test_where_settings_of_a_preset_came_from(tmp_path: Path, config: Path) -> None:
+    config.write_text(PRESETS)
+    done = program.run("config", "plan", "--preset", "long", "--json", home=tmp_path, GEMMART_BATCH="64")
+    rows = {row["name"]: (row["value"], row["from"]) for row in json.loads(done.stdout)["settings"]}
+    assert rows["ctx"] == (1024, f"{config} [presets.long]")
+    assert rows["threads"] == (2, f"{config} [presets.long]")
+    assert rows["kv-type"] == ("f32", str(config))
+    assert rows["batch"] == (64, "GEMMART_BATCH")
+    assert rows["preset"][0] == "long"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (PRESETS, ("--preset", "lon"), "'lon': no such preset; there are: long, other"),
+        ("", ("--preset", "long"), "'long': no such preset; there are: none"),
+        ('preset = "short"', (), "'short': no such preset; there are: none (from "),
+        ("[presets.a]\nctxx = 1", (), "[presets.a]: ctxx: no such setting; did you mean ctx?"),
+        ("[presets.a.plam]\nctx = 1", (), "[presets.a]: [plam]: no such table; did you mean plan?"),
+        ("[presets.a.plan]\nseed = 1", (), "[presets.a]: [plan]: seed: no such setting"),
+        ("[presets]\na = 1", (), "[presets.a]: is no table of settings"),
+        ('[presets.a]\npreset = "b"', (), "[presets.a] preset: a preset takes in no other one"),
+        ("[presets.a]\nctx = 'many'", ("--preset", "a"), "'many' is not a number of tokens, such as 4096 or 8k (from"),
+    ],
+)
+def test_a_wrong_preset(
+    tmp_path: Path, chat_file: Path, config: Path, text: str, flags: tuple[str, ...], message: str
+) -> None:
+    config.write_text(text)
+    assert message in failure(program.run("plan", chat_file, *flags, home=tmp_path), 2)
 
 
 def test_a_wrong_variable_is_named(home: Path, chat_file: Path) -> None:

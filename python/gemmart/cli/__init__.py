@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import platform
 import re
 import sys
 import traceback
@@ -72,6 +74,7 @@ class Cli(click.Group):
     options_metavar="",
 )
 @click.option("--version", is_flag=True, help="Print the version.")
+@click.option("--json", "as_json", is_flag=True, help="With --version: one JSON object.")
 @click.option("--licenses", is_flag=True, help="Print the licences of gemmart and of what it is built on.")
 @click.pass_context
 def cli(ctx: click.Context, /, **given: bool) -> None:
@@ -87,7 +90,12 @@ def cli(ctx: click.Context, /, **given: bool) -> None:
     ollama:NAME or an alias such as gemma-2-2b-it.
     `gemmart MODEL …` is `gemmart run MODEL …`. `gemmart help COMMAND` explains a command.
     """
-    if given["version"]:
+    if given["as_json"] and not given["version"]:
+        raise click.UsageError("--json: goes behind --version, or behind a command")
+    if given["version"] and given["as_json"]:
+        about = {"version": version(), "python": platform.python_version(), "system": platform.platform()}
+        print(json.dumps(about))
+    elif given["version"]:
         print(f"gemmart {version()}")
     elif given["licenses"]:
         print(licenses())
@@ -184,5 +192,8 @@ def _fail(message: str, code: int) -> int:
     """Tell the error that is being handled in one line, and with -vv where it arose."""
     if log.isEnabledFor(logging.DEBUG):
         traceback.print_exc()
-    print(f"gemmart: error: {' '.join(message.split())}", file=sys.stderr)
+    if any(getattr(handler.formatter, "is_json", False) for handler in log.handlers):
+        log.error(message, extra={"fields": {"exit_code": code}})
+    else:
+        print(f"gemmart: error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -19,6 +19,7 @@ from gemmart.cli.options import (
     model_options,
     options,
     precise_options,
+    preset_option,
     print_json,
 )
 
@@ -69,6 +70,7 @@ from gemmart.cli.options import (
 @precise_options
 @memory_options
 @json_option
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: Any) -> int:
     """Measure the speed of a model next to that of the memory."""

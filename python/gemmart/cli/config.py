@@ -7,14 +7,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gemmart.cli.options import Command, Option, json_option, print_json
+from gemmart.cli.options import Command, Option, json_option, preset_option, print_json
 
 
 @click.command("config", cls=Command, options_metavar="[options]")
 @click.argument("name", default="run", metavar="[COMMAND]")
+@preset_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, name: str, as_json: bool) -> int:
+def command(ctx: click.Context, name: str, as_json: bool, preset: str | None) -> int:
     """The settings of a command (run, unless named) and where each came from; the folders in use."""
     from gemmart.cli.models import last_model_file
     from gemmart.places import config_files
@@ -27,7 +28,8 @@ def command(ctx: click.Context, name: str, as_json: bool) -> int:
     about = group.get_command(ctx.parent, name)
     if about is None:
         raise click.UsageError(f"{name}: no such command; there are {', '.join(group.list_commands(ctx.parent))}")
-    with about.make_context(name, [], parent=ctx.parent, resilient_parsing=False) as about_ctx:
+    arguments = [] if preset is None else ["--preset", preset]
+    with about.make_context(name, arguments, parent=ctx.parent, resilient_parsing=False) as about_ctx:
         settings = [_row(about_ctx, param) for param in about.params if isinstance(param, Option) and param.key]
     folders = [(str(path), "read" if path.exists() else "not there") for path in config_files()]
     folders += [(str(models_folder()), "fetched models"), (str(last_model_file()), "the model used last")]
@@ -45,7 +47,7 @@ def _row(ctx: click.Context, option: Option) -> dict[str, Any]:
     if source is ParameterSource.ENVIRONMENT:
         origin = str(option.envvar)
     elif source is ParameterSource.DEFAULT_MAP:
-        origin = str(ctx.meta["gemmart.settings"][option.name].path)
+        origin = ctx.meta["gemmart.settings"][option.name].origin
     return {"name": option.key, "value": ctx.params[option.name or ""], "from": origin}
 
 

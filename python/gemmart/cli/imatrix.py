@@ -16,6 +16,7 @@ from gemmart.cli.options import (
     messages_of,
     model_options,
     options,
+    preset_option,
     read_text,
     size,
 )
@@ -54,6 +55,7 @@ from gemmart.cli.options import (
         {"default": None, "help": "Weights stay in the file, or are packed in memory; default: in memory if they fit."},
     ),
 )
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], out: str, force: bool, chunks: int | None, **given: Any) -> int:
     """Measure on a text which columns of a model's matrices matter, for `gemmart quantize --imatrix`; - is stdin.

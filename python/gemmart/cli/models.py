@@ -64,6 +64,8 @@ def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **mor
             batch=given["batch"],
             kv_type=given["kv_type"],
             mmap=given["mmap"],
+            mlock=given["mlock"],
+            check_weights=given["check_weights"],
             precise=given["precise"],
             offline=given["offline"],
             progress=progress,

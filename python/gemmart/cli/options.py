@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from gemmart.errors import DeviceError
 
 if TYPE_CHECKING:
+    from gemmart.cli.settings import Setting
     from gemmart.terminal import Messages
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,17 +30,16 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         from gemmart.cli.settings import settings_of
 
-        def all_commands() -> dict[str, click.Command]:
-            parent = ctx.find_root()
-            if not isinstance(parent.command, click.Group):
-                return {self.name or "": self}
-            names = parent.command.list_commands(parent)
-            return {name: found for name in names if (found := parent.command.get_command(parent, name))}
-
-        settings = settings_of(self, all_commands)
-        ctx.default_map = {name: setting.value for name, setting in settings.items()}
-        ctx.meta["gemmart.settings"] = settings
+        ctx.default_map = {}
+        ctx.meta["gemmart.settings"] = {}
+        self.take(ctx, settings_of(self, lambda: all_commands(ctx)))
         return super().parse_args(ctx, args)
+
+    @staticmethod
+    def take(ctx: click.Context, settings: dict[str, Setting]) -> None:
+        """Settings that come before those taken earlier, as defaults."""
+        ctx.meta["gemmart.settings"] |= settings
+        ctx.default_map = {**(ctx.default_map or {}), **{name: setting.value for name, setting in settings.items()}}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -89,10 +89,28 @@ class Option(click.Option):
             if source is ParameterSource.ENVIRONMENT:
                 origin = str(self.envvar)
             elif source is ParameterSource.DEFAULT_MAP:
-                origin = str(ctx.meta["gemmart.settings"][self.name].path)
+                origin = ctx.meta["gemmart.settings"][self.name].origin
             else:
                 raise
             raise click.BadParameter(f"{error.message} (from {origin})", ctx, self) from None
+
+
+def all_commands(ctx: click.Context) -> dict[str, click.Command]:
+    """By name."""
+    root = ctx.find_root()
+    if not isinstance(root.command, click.Group):
+        return {ctx.command.name or "": ctx.command}
+    names = root.command.list_commands(root)
+    return {name: found for name in names if (found := root.command.get_command(root, name))}
+
+
+def use_preset(ctx: click.Context, _: click.Parameter, name: str | None) -> str | None:
+    """A callback, which comes before the other options look for their defaults."""
+    from gemmart.cli.settings import preset_of
+
+    if name is not None and isinstance(ctx.command, Command):
+        ctx.command.take(ctx, preset_of(name, ctx.command, lambda: all_commands(ctx)))
+    return name
 
 
 class ModelName(click.ParamType[str]):
@@ -170,6 +188,17 @@ memory_options = options(
     (
         ("--mmap/--no-mmap",),
         {"default": None, "help": "Weights stay in the file, or are packed in memory; default: in memory if they fit."},
+    ),
+)
+lock_options = options(
+    "Computing",
+    (("--mlock",), flag("Lock the weights in memory, so that the system never moves them out.")),
+)
+check_options = options(
+    "Computing",
+    (
+        ("--check-weights", "--check-tensors"),
+        flag("Look for NaN and infinity in all weights before the model is loaded."),
     ),
 )
 precise_options = options(
@@ -269,6 +298,18 @@ output_options = options(
     (("-o", "--out"), {"required": True, "setting": False, "metavar": "FILE", "help": "The file to write."}),
     (("--force",), flag("Replace it where it exists.", setting=False)),
 )
+preset_option = options(
+    "Settings",
+    (
+        ("--preset",),
+        {
+            "metavar": "NAME",
+            "is_eager": True,
+            "callback": use_preset,
+            "help": "The settings of [presets.NAME] in the configuration file.",
+        },
+    ),
+)
 message_options = options(
     "Messages",
     (("-v", "--verbose"), {"count": True, "help": "More messages on stderr; -vv also shows where an error arose."}),
@@ -312,6 +353,10 @@ def messages_of(given: dict[str, Any]) -> Messages:
     )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("gemmart: %(levelname)s: %(message)s"))
+    if given.get("log_format") == "json":
+        from gemmart.logs import JsonFormatter
+
+        handler.setFormatter(JsonFormatter())
     log.handlers = [handler]
     log.setLevel(level)
     return Messages(given["color"], quiet=given["quiet"] or given.get("as_json", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,16 @@ from gemmart.cli.models import load_model, model_and_rest
 from gemmart.cli.options import (
     AT_LEAST_1,
     Command,
+    check_options,
     json_option,
+    lock_options,
     memory_options,
     message_options,
     messages_of,
     model_options,
     options,
     precise_options,
+    preset_option,
     print_json,
     read_text,
     size,
@@ -44,7 +48,10 @@ if TYPE_CHECKING:
 )
 @precise_options
 @memory_options
+@lock_options
+@check_options
 @json_option
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], chunks: int | None, **given: Any) -> int:
     """How well a model predicts the text of FILE, as llama.cpp measures it; - is stdin.
@@ -70,7 +77,8 @@ def command(arguments: tuple[str, ...], chunks: int | None, **given: Any) -> int
         found = perplexity.measure(model, text, n_ctx=given["ctx"], n_chunks=chunks, on_chunk=on_chunk)
         name = model.info.name
     if given["as_json"]:
-        print_json({"model": name} | asdict(found))
+        about = asdict(found) | {"error": None if math.isnan(found.error) else found.error}
+        print_json({"model": name} | about)
     else:
         print(f"Final estimate: PPL = {found.value:.4f} +/- {found.error:.5f}")
     return 0

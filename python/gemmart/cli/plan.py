@@ -15,11 +15,13 @@ from gemmart.cli.options import (
     context_options,
     draft_options,
     json_option,
+    lock_options,
     memory_options,
     message_options,
     messages_of,
     model_options,
     options,
+    preset_option,
     print_json,
 )
 
@@ -29,12 +31,14 @@ from gemmart.cli.options import (
 @model_options
 @context_options
 @memory_options
+@lock_options
 @draft_options
 @options(
     "Computing",
     (("--parallel",), {"type": AT_LEAST_1, "metavar": "N", "default": 1, "help": "Sequences at once; default 1."}),
 )
 @json_option
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
     """The memory that a model will take."""
@@ -52,6 +56,7 @@ def command(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
             kv_type=given["kv_type"],
             draft=given["draft"],
             mmap=given["mmap"],
+            mlock=given["mlock"],
             offline=given["offline"],
             progress=progress,
             notice=messages.warn,
@@ -60,6 +65,7 @@ def command(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
         print_json(asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
         return 0
     weights = f"{mib(found.mapped_bytes)} mapped, in the file" if found.mmap else "packed"
+    weights += ", locked in memory" if found.mlock else ""
     kv = f"{found.kv_type}, {found.ctx} tokens, sequences: {found.parallel}"
     draft = [("draft model", mib(found.draft_bytes))] if found.draft_bytes else []
     print(

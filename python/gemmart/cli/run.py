@@ -18,6 +18,7 @@ from gemmart.cli.options import (
     Command,
     chat_options,
     check_effect,
+    check_options,
     clean_text,
     context_options,
     device_options,
@@ -26,12 +27,14 @@ from gemmart.cli.options import (
     guess_options,
     json_option,
     llamafile_options,
+    lock_options,
     memory_options,
     message_options,
     messages_of,
     model_options,
     options,
     precise_options,
+    preset_option,
     print_json,
     read_text,
     token_bias,
@@ -187,10 +190,11 @@ ANSWERING = ("chat", "answer", "cli")  # the modes that answer here
     (
         ("--overflow",),
         {
-            "type": click.Choice(["error", "forget"]),
+            "type": click.Choice(["error", "forget", "summarise"]),
             "default": "error",
             "modes": ("chat",),
-            "help": "Where the context is full: say so (default), or forget the oldest messages.",
+            "help": "Where the context is full: say so (default), forget the oldest messages, or have the model "
+            "summarise them.",
         },
     ),
     (
@@ -201,11 +205,14 @@ ANSWERING = ("chat", "answer", "cli")  # the modes that answer here
 @parallel_options
 @precise_options
 @memory_options
+@lock_options
+@check_options
 @draft_options
 @guess_options
 @device_options
 @llamafile_options
 @json_option
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], **given: Any) -> int:
     """Chat in the terminal, or answer one prompt.

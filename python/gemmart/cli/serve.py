@@ -16,18 +16,21 @@ from gemmart.cli.options import (
     Command,
     chat_options,
     check_effect,
+    check_options,
     context_options,
     device_options,
     draft_options,
     flag,
     guess_options,
     llamafile_options,
+    lock_options,
     memory_options,
     message_options,
     messages_of,
     model_options,
     options,
     precise_options,
+    preset_option,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +116,23 @@ server_options = options(
         },
     ),
     (("--strict-model",), flag("Refuse requests for a model of another name.")),
+    (
+        ("--share-cache",),
+        flag("Share computed prefixes between keys; the time of an answer tells of them."),
+    ),
+    (
+        ("--allow-request-template",),
+        flag("Take chat templates from requests, as chat_template; they are rendered in a sandbox."),
+    ),
     (("--log-prompts",), flag("Log what is asked.")),
+    (
+        ("--log-format",),
+        {
+            "type": click.Choice(["text", "json"]),
+            "default": "text",
+            "help": "Lines of the log: text (default), or JSON objects.",
+        },
+    ),
     modes=SERVING,
 )
 parallel_options = options(
@@ -143,10 +162,13 @@ browser_options = options(
 @chat_options
 @precise_options
 @memory_options
+@lock_options
+@check_options
 @draft_options
 @guess_options
 @device_options
 @llamafile_options
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], **given: Any) -> int:
     """Serve a model over HTTP, as OpenAI does.
@@ -162,6 +184,10 @@ def serve(ref: str | None, given: dict[str, Any], messages: Messages) -> int:
     """Serve a model until a signal comes; returns the exit code."""
     from gemmart.server.running import serve_forever
 
+    if given["log_format"] == "json":
+        from gemmart.logs import LoggedMessages
+
+        messages = LoggedMessages(given["color"], quiet=given["quiet"])
     if not given["quiet"]:
         logging.getLogger("gemmart.server").setLevel(min(logging.INFO, logging.getLogger("gemmart").level))
 
@@ -188,7 +214,10 @@ def app_options(given: dict[str, Any], ref: str | None, messages: Messages) -> A
     """What server_options say of the application. `ref`: how the user calls the model."""
     from gemmart.server.app import AppOptions
 
-    names = ("cors_origins", "allowed_hosts", "request_timeout", "queue", "strict_model", "log_prompts")
+    names = (
+        *("cors_origins", "allowed_hosts", "request_timeout", "queue", "strict_model"),
+        *("share_cache", "allow_request_template", "log_prompts"),
+    )
     return AppOptions(
         **{name: given[name] for name in names}, api_keys=_keys(given, messages), aliases=() if ref is None else (ref,)
     )

@@ -32,15 +32,18 @@ class Access:
         cors_origins: Sequence[str],
         local: bool,
         open_paths: Sequence[str],
+        share_cache: bool = False,
     ) -> None:
         """`allowed_hosts`: names beside our own, "*" for all. `cors_origins`: pages that may ask, as
         "https://example.com", "*" for all. `local`: only this machine reaches the server. `open_paths` need no key.
+        `share_cache`: computed prefixes are shared between keys.
         Raises InvalidRequest for a key that no header can carry, and for what is no origin."""
         for key in keys:
             if not key or not key.isascii() or not key.isprintable() or key.strip() != key:
                 raise InvalidRequest("an API key is empty, or not of visible ASCII characters alone")
         self._keys = [key.encode() for key in keys]
         self._local = local
+        self._share_cache = share_cache
         self._open_paths = frozenset(open_paths)
         self._allowed_hosts = {host.lower().rstrip(".") for host in allowed_hosts}
         self._any_origin = "*" in cors_origins
@@ -86,8 +89,8 @@ class Access:
             )
 
     def salt(self, scope: Scope) -> int:
-        """A number for whose computed prefixes may be shared: those of one key."""
-        key = self._key(scope)
+        """A number for whose computed prefixes may be shared: those of one key, unless all share them."""
+        key = None if self._share_cache else self._key(scope)
         return int.from_bytes(hashlib.sha256(key).digest()[:8]) if key else 0
 
     def _key(self, scope: Scope) -> bytes | None:

@@ -30,6 +30,7 @@ from gemmart.server.errors import (
     draining,
     loading,
     too_many_connections,
+    unsupported,
 )
 from gemmart.server.generation import Generation
 from gemmart.server.metrics import Metrics
@@ -53,6 +54,8 @@ class AppOptions:
     aliases: Sequence[str] = ()  # other names of it
     strict_model: bool = False  # refuse names that are not its own
     log_prompts: bool = False
+    allow_request_template: bool = False  # chat_template in a request, which is rendered in a sandbox
+    share_cache: bool = False  # computed prefixes are shared between keys, whose holders can then tell by the time
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class App:
             allowed_hosts=options.allowed_hosts,
             cors_origins=options.cors_origins,
             local=local,
+            share_cache=options.share_cache,
             open_paths=[endpoint.path for endpoint in ENDPOINTS if not endpoint.key],
         )
         self.metrics = Metrics(lambda: self._model)
@@ -129,7 +133,8 @@ class App:
             path = PATHS.get(scope.get("endpoint", 0), "")
             self.metrics.count_request(path, record.status)
             quiet = path == "/health" and record.status == 200  # it is asked every few seconds
-            log.log(logging.DEBUG if quiet else logging.INFO, "%s", _line(record, scope, time.monotonic() - began))
+            fields = _fields(record, scope, time.monotonic() - began)
+            log.log(logging.DEBUG if quiet else logging.INFO, "%s", _line(fields), extra={"fields": fields})
 
     async def _from_here(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What no other origin may ask, nor at such length."""
@@ -174,6 +179,14 @@ class App:
         if (strict or (self._options.strict_model and name)) and name not in names:
             message = f"model: {(name or '')[:200]!r} is not served here; there is {self.model_id}"
             raise HttpError(404, "model_not_found", message, param="model")
+
+    def template_of(self, source: str | None) -> str | None:
+        """The chat template of a request, if it has one. Raises HttpError where that is not allowed."""
+        if source and not self._options.allow_request_template:
+            raise unsupported(
+                "chat_template", "this server takes no templates from requests; --allow-request-template lets it"
+            )
+        return source or None
 
     def describe(self) -> dict[str, Any]:
         """The model as OpenAI lists it."""
@@ -246,11 +259,23 @@ def _target(scope: Scope) -> bytes:
     return bytes(path + b"?" + query if query else path)
 
 
-def _line(record: Record, scope: Scope, seconds: float) -> str:
+def _fields(record: Record, scope: Scope, seconds: float) -> dict[str, Any]:
+    """What the log says of a request; as JSON, part of its line."""
     path = _target(scope).partition(b"?")[0].decode("ascii", "backslashreplace")
-    parts = [record.id, scope["method"], path[:200], str(record.status)]
-    if record.error:
-        parts.append(record.error)
-    if record.prompt_tokens is not None:
-        parts.append(f"{record.prompt_tokens}+{record.completion_tokens} tokens")
-    return " ".join([*parts, f"{1000 * seconds:.0f} ms"])
+    return {
+        "id": record.id,
+        "method": scope["method"],
+        "path": path[:200],
+        "status": record.status,
+        "error": record.error,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+        "ms": round(1000 * seconds),
+    }
+
+
+def _line(fields: dict[str, Any]) -> str:
+    parts = [str(fields[name]) for name in ("id", "method", "path", "status", "error") if fields[name] is not None]
+    if fields["prompt_tokens"] is not None:
+        parts.append(f"{fields['prompt_tokens']}+{fields['completion_tokens']} tokens")
+    return " ".join([*parts, f"{fields['ms']} ms"])

@@ -195,6 +195,7 @@ class ChatRequest(Options, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.TOP_LOGPROBS)] | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
 
 
 Tokens = Annotated[list[Token], documented(minItems=1)]
@@ -265,11 +266,12 @@ class TemplateRequest(Struct):
     messages: Messages
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template: str | None = None
 
 
 NOT_OFFERED = (
     *("tools", "functions", "function_call", "audio", "web_search_options"),
-    *("grammar", "regex", "json_schema", "chat_template"),
+    *("grammar", "regex", "json_schema"),
 )
 
 

@@ -39,11 +39,13 @@ async def apply_template(request: Request) -> Response:
     asked = await body.read(request, TemplateRequest)
     model = _model(request)
     messages = [message_dict(message) for message in asked.messages]
+    template = request.app.template_of(asked.chat_template)
 
     def work() -> dict[str, Any]:
         options: dict[str, Any] = {
             "add_generation_prompt": asked.add_generation_prompt,
             "continue_final": asked.continue_final_message,
+            "template": template,
         }
         return {
             "prompt": model.apply_template(messages, **options),
