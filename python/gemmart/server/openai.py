@@ -48,9 +48,7 @@ async def chat_completions(request: Request) -> Response:
     toolbox = toolbox_of(asked)
     continue_final = bool(asked.continue_final_message)
     template = app.template_of(asked.chat_template)
-    encode = partial(
-        app.model.chat_tokens, messages, continue_final=continue_final, toolbox=toolbox, template=template
-    )
+    encode = partial(app.model.chat_tokens, messages, continue_final=continue_final, toolbox=toolbox, template=template)
     call = _call(asked, [encode], max_tokens=max_tokens, logprobs=logprobs, toolbox=toolbox)
     return await answer(request, call, Chat(app, asked.include_usage))
 
