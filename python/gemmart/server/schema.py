@@ -271,7 +271,7 @@ class TemplateRequest(Struct):
 
 NOT_OFFERED = (
     *("tools", "functions", "function_call", "audio", "web_search_options"),
-    *("grammar", "regex", "json_schema"),
+    *("grammar", "regex", "json_schema", "chat_template"),
 )
 
 
