@@ -331,7 +331,7 @@ def test_formats(home: Path, chat_file: Path, tmp_path: Path) -> None:
             done = program.run(*mode, *flags, "-s", "1", "-n", "100", "-q", home=home)
             assert done.returncode == 0, done.stderr
             assert re.fullmatch(pattern, done.stdout.decode().rstrip("\n")), (flags, done.stdout)
-    done = program.run(chat_file, "--chat", "--regex", "yes|no", "-q", home=home, input=b"hello\nand now\n")
+    done = program.run(chat_file, "--chat", "--regex", "yes|no", "-q", home=home, stdin="hello\nand now\n")
     assert set(re.findall("yes|no", done.stdout.decode())), done
 
 
