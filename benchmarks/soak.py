@@ -5,8 +5,9 @@
     python benchmarks/soak.py MODEL --clients 32 --minutes 10
 
 A set of requests of mixed lengths, temperatures 0 and 0.8 with seeds, streamed or not, with shared and own system
-prompts, is answered one by one first. Then the clients ask at random from that set, one request after the other; a
-tenth leaves early, a hundredth asks for nonsense. Each finished answer is compared with the one that came alone.
+prompts, some with a regular expression, is answered one by one first. Then the clients ask at random from that set, one
+request after the other; a tenth leaves early, a hundredth asks for nonsense. Each finished answer is compared with the
+one that came alone.
 
 Told at the end: how many were compared and differed; pages, sequences and descriptors that are still held; and how the
 memory (RssAnon + VmSwap) grew with the number of requests, after the first quarter: the slope of a least-squares line
@@ -54,7 +55,8 @@ def request_set(n: int, n_answer: int) -> list[dict[str, Any]]:
                 "max_tokens": chance.randint(1, n_answer),
                 "stream": bool(chance.randrange(2)),
                 "stop": ["e"] if i % 7 == 0 else None,
-                "ignore_eos": i % 5 == 0,
+                "ignore_eos": i % 5 == 0 and i % 11 != 1,
+                "regex": "[a-z ]+[.]" if i % 11 == 1 else None,
             }
         )
     return found
