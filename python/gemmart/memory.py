@@ -55,7 +55,8 @@ def make_plan(
         raise InvalidRequest(f"kv_type: {kv_type!r} is unknown; {', '.join(KV_TYPES)} are known")
     info = facts.info()
     trained, logits_row = info["n_ctx_train"], 4 * info["n_vocab"]
-    logit_bytes = logits_row * min(batch, max(parallel, LOGIT_BYTES // logits_row))
+    output_bytes = logits_row * min(batch, max(parallel, LOGIT_BYTES // logits_row))
+    output_bytes += 4 * info["dim"] * batch  # states, of which embeddings are made
     if ctx is not None and ctx > trained:
         log.warning("ctx: %d is more than the %d tokens that the model was trained on; using %d", ctx, trained, trained)
     n_threads = threads or usable_cores()
@@ -77,7 +78,7 @@ def make_plan(
             mlock=mlock,
             mapped_bytes=need["packed_weights"] if mapped else 0,
             weight_bytes=need["mapped_weights" if mapped else "packed_weights"],
-            buffer_bytes=need["buffers"] + logit_bytes,
+            buffer_bytes=need["buffers"] + output_bytes,
             kv_bytes=need["kv"],
             draft_bytes=sum(draft_need.get(part, 0) for part in ("packed_weights", "buffers", "kv")),
             available_bytes=available,
