@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel, Field
 
 import gemmart
 from conftest import Tiny
@@ -27,11 +28,11 @@ GREEDY = gemmart.Sampling(temperature=0)
 @pytest.fixture(scope="module", params=["tiny", "smollm2"])
 def model(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[gemmart.Model]:
     if request.param == "tiny":
-        path: Any = tiny("gemma2", "Q8_0")
+        path: Any = tiny("gemma2", "Q8_0", n_ctx=2048)
     else:
         path = "smollm2-135m"
     try:
-        model = gemmart.load(path, ctx=256, parallel=4, threads=1, offline=True)
+        model = gemmart.load(path, ctx=2048, parallel=4, threads=1, offline=True)
     except gemmart.ModelNotFound:
         pytest.skip("needs SmolLM2: gemmart pull smollm2-135m")
     with model:
@@ -152,7 +153,7 @@ def test_errors(client: openai.OpenAI) -> None:
     for more, kind, code, param in [
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
         ({"messages": []}, openai.BadRequestError, "invalid_value", "messages"),
-        ({"messages": messages("hello " * 400)}, openai.BadRequestError, "context_length_exceeded", None),
+        ({"messages": messages("hello " * 2100)}, openai.BadRequestError, "context_length_exceeded", None),
         ({"audio": {"voice": "x", "format": "wav"}}, openai.BadRequestError, "unsupported_parameter", "audio"),
     ]:
         with pytest.raises(kind) as raised:
@@ -180,6 +181,41 @@ def test_retries(options: dict[str, Any], kind: type[openai.APIError], n_tries: 
     ):
         client.chat.completions.create(model="any", messages=messages("hello"), max_tokens=4)
     assert len(tries) == n_tries
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str = Field(pattern="^[A-Z][a-z]{1,9}$")
+    age: int = Field(ge=0, le=120)
+
+
+class Weather(BaseModel):
+    """The weather in a city."""
+
+    city: Literal["Paris", "Oslo"]
+
+
+def test_structured_answers(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="any", messages=messages("who is it"), response_format=Person, max_tokens=100, seed=1
+    )
+    assert isinstance(answer.choices[0].message.parsed, Person)
+    tools = [openai.pydantic_function_tool(Weather)]
+    said: list[Any] = messages("is it warm in Oslo")
+    answer = client.chat.completions.parse(
+        model="any", messages=said, tools=tools, tool_choice="required", max_tokens=200, seed=1
+    )
+    assert answer.choices[0].finish_reason == "tool_calls"
+    calls = answer.choices[0].message.tool_calls or []
+    assert calls
+    assert all(isinstance(call.function.parsed_arguments, Weather) for call in calls)
+    said.append(answer.choices[0].message.model_dump(include={"role", "content", "tool_calls"}))
+    said += [{"role": "tool", "tool_call_id": call.id, "content": "12 degrees"} for call in calls]
+    again = client.chat.completions.create(
+        model="any", messages=said, tools=tools, tool_choice="none", max_tokens=12, seed=1
+    )
+    assert again.choices[0].message.tool_calls is None
 
 
 # LangChain
@@ -219,3 +255,15 @@ def test_langchain_embeddings(url: str, model: gemmart.Model) -> None:
     found = embeddings.embed_documents(QUESTIONS)
     np.testing.assert_allclose(found, model.embed(QUESTIONS), rtol=1e-6)
     np.testing.assert_allclose(embeddings.embed_query("hello"), model.embed(["hello"])[0], rtol=1e-6)
+
+
+def test_langchain_tools(chain: ChatOpenAI) -> None:
+    person = chain.with_structured_output(Person).invoke("who is it", max_tokens=100)
+    assert isinstance(person, Person)
+    said: list[Any] = [HumanMessage("is it warm in Oslo")]
+    answer = chain.bind_tools([Weather], tool_choice="required", parallel_tool_calls=False).invoke(said, max_tokens=200)
+    assert isinstance(answer, AIMessage)
+    assert answer.tool_calls
+    assert all(Weather.model_validate(call["args"]) for call in answer.tool_calls)
+    said += [answer, *(ToolMessage("12 degrees", tool_call_id=call["id"]) for call in answer.tool_calls)]
+    assert isinstance(chain.invoke(said), AIMessage)
