@@ -20,6 +20,7 @@ BEYOND = re.compile(
     "|outside 0 to|is no token id"  # token ids that this model does not have
     "|is to be continued|messages is empty"
     "|needs logprobs|together with logprobs"
+    "|needs include|was started with a context|goes with neither"
     "|were not trained to be cut"  # this model's embeddings
     "|more than 64 answers"  # prompts times n
     "|has one format|in a format ends|together with tools"
@@ -70,9 +71,11 @@ def refusal(response: httpx.Response) -> dict[str, Any]:
 
 def refused_beyond(response: httpx.Response) -> bool:
     """Whether a request was refused for what no schema tells."""
+    error = refusal(response)
+    if response.status_code == 404:
+        return "is not served here" in error["message"]
     if response.status_code != 400:
         return False
-    error = refusal(response)
     return error.get("code") in ("template_error", "invalid_schema") or bool(BEYOND.search(error["message"]))
 
 

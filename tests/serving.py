@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -56,6 +58,16 @@ def wait_until(true: Callable[[], bool], seconds: float = MINUTE) -> None:
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def send(server: httpx.Client | str, body: dict[str, Any], path: str = CHAT) -> socket.socket:
+    """Send a request; nobody reads the answer yet."""
+    url = urlsplit(server if isinstance(server, str) else str(server.base_url))
+    found = socket.create_connection((url.hostname, url.port), timeout=60)
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    found.sendall(head.encode() + data)
+    return found
 
 
 class Program:

@@ -170,6 +170,19 @@ def test_stream(server: httpx.Client, model: gemmart.Model) -> None:
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == expected.usage.prompt_tokens
 
 
+def test_format(server: httpx.Client, model: gemmart.Model) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"word": {"enum": ["a", "b"]}},
+        "required": ["word"],
+        "additionalProperties": False,
+    }
+    expected = model.chat(CHAT_MESSAGES, seed=1, max_tokens=60, format=gemmart.Format.schema(schema))
+    answer = ask(server, seed=1, max_tokens=60, output_config={"format": {"type": "json_schema", "schema": schema}})
+    assert answer["content"][0]["text"] == expected.text
+    assert json.loads(expected.text)["word"] in "ab"
+
+
 def test_no_tokens(server: httpx.Client) -> None:
     answer = ask(server, max_tokens=0)
     assert (answer["content"], answer["stop_reason"]) == ([{"type": "text", "text": ""}], "max_tokens")
@@ -200,7 +213,11 @@ def test_count_tokens(server: httpx.Client, model: gemmart.Model) -> None:
         ({"stream": 1}, "stream"),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "x"}}}},
+            "output_config.format.schema",
+        ),
+        ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format.type"),
     ],
 )
 def test_wrong_places(fields: dict[str, Any], place: str, server: httpx.Client) -> None:

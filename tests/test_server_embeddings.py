@@ -150,7 +150,7 @@ def test_ollama_embed(model: gemmart.Model, server: httpx.Client) -> None:
     for given, n in ((TEXTS, 3), (TEXTS[0], 1)):
         answer = ask(server, "/api/embed", model="any", input=given, keep_alive="5m", options={"temperature": 0})
         np.testing.assert_array_equal(np.float32(answer["embeddings"]), expected[:n])
-        assert answer["model"] == model.info.path.stem
+        assert answer["model"] == f"{model.info.path.stem}:latest"
         assert answer["prompt_eval_count"] == n_tokens(model, TEXTS[:n])
         assert answer["total_duration"] > 0
     for nothing in ({"input": None}, {"input": []}, {"input": ""}):  # asks whether the model is there

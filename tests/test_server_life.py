@@ -27,7 +27,7 @@ from gemmart.server import address, limits
 from gemmart.server.app import AppOptions
 from gemmart.server.running import ListenOptions, RunningServer
 from program import environment, run
-from serving import CHAT, TEXT, error_of, events, question, serving, wait_until
+from serving import CHAT, TEXT, error_of, events, question, send, serving, wait_until
 from tiny import write_tiny
 
 LONG = {"max_tokens": 60_000, "ignore_eos": True}
@@ -50,16 +50,6 @@ def server(model: gemmart.Model) -> Iterator[httpx.Client]:
     with model.serve(drain=0, queue=3) as running, httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
     wait_until(lambda: model.n_requests == (0, 0))
-
-
-def send(server: httpx.Client | str, body: dict[str, Any], path: str = CHAT) -> socket.socket:
-    """Send a request; nobody reads the answer yet."""
-    url = urlsplit(server if isinstance(server, str) else str(server.base_url))
-    found = socket.create_connection((url.hostname, url.port), timeout=60)
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    found.sendall(head.encode() + data)
-    return found
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from gemmart.engine import Engine, Event, Request
 from gemmart.errors import ContextOverflow, InvalidRequest, TemplateError
 from gemmart.format import Format
 from gemmart.model_file import ModelFile, describe, general_sampling, own_pooling
+from gemmart.model_file import metadata as read_metadata
 from gemmart.pooling import POOLINGS, Pool
 from gemmart.progress import Progress, watch
 from gemmart.results import Completion, KvPages, MemoryPlan, Slot
@@ -168,6 +169,11 @@ class Model:
         from gemmart.constraint import Constraints
 
         return Constraints(self._tokenizer)
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """What the file says of itself, but for lists and the chat template."""
+        return read_metadata(self._file.gguf)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -93,6 +93,12 @@ def describe(gguf: _core.Gguf, facts: _core.ModelFacts, source: ModelSource) -> 
     )
 
 
+def metadata(gguf: _core.Gguf) -> dict[str, Any]:
+    """What a file says of itself, but for lists and the chat template."""
+    keys = gguf.keys()
+    return {key: gguf.get(key) for key in keys if gguf.type_of(key)[-2:] != "[]" and key != "tokenizer.chat_template"}
+
+
 def read_vocabulary(gguf: _core.Gguf, path: str) -> Vocabulary:
     return Vocabulary.from_gguf(lambda key, default: _value(gguf, key) if key in gguf else default, gguf.strings, path)
 

@@ -131,6 +131,11 @@ class ModelInfo:
     license: str | None
     chat_template: str | None
 
+    @property
+    def quantization(self) -> str:
+        """The storage format of most of it."""
+        return max(self.formats, key=lambda name: self.formats[name])
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:

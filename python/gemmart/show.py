@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmart import _core
-from gemmart.model_file import describe, read_vocabulary
+from gemmart.model_file import describe, metadata, read_vocabulary
 from gemmart.sources import ModelSource
 from gemmart.terminal import mib, table
 from gemmart.tokenizer import Tokenizer
@@ -17,14 +17,13 @@ def report(source: ModelSource) -> dict[str, Any]:
     """Everything that `gemmart show --json` prints. Raises as gemmart.load does for a file that is not sound."""
     gguf = _gguf(source)
     info = describe(gguf, _core.ModelFacts(*source.parts), source)
-    keys = [key for key in gguf.keys() if not gguf.type_of(key).endswith("[]") and key != "tokenizer.chat_template"]  # noqa: SIM118  not a mapping
     return asdict(info) | {
         "path": str(info.path),
         "origin": source.origin,
         "entry": source.entry,
         "parts": [{"path": str(part.path), "offset": part.offset, "bytes": part.length} for part in source.parts],
         "n_tensors": len(gguf.tensors()),
-        "metadata": {key: gguf.get(key) for key in keys},
+        "metadata": metadata(gguf),
     }
 
 

@@ -19,10 +19,15 @@ from gemmart.format import Format
 from gemmart.results import Completion, Delta, Usage
 from gemmart.sampling import RANGES, Sampling
 from gemmart.server.generation import Choice, EventStream, Generation, Placed, Prepare, while_connected
+from gemmart.tokenizer import Tokenizer
 from gemmart.tools import NO_TOOLS, CallDelta, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.server.app import App, Record
+
+
+NEVER = -9999.0
+"""What stands for a log-probability of minus infinity, which JSON cannot hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +65,16 @@ class Answer:
         return [choice.result for choice in self.choices if choice.result]
 
     @property
-    def prompt_tokens(self) -> int:
-        """Of all prompts; known from the beginning."""
-        return sum(self._generation.prompt_tokens[:: self._n])
+    def prompts(self) -> list[Sequence[int]]:
+        """Their token ids."""
+        return self._generation.prompts[:: self._n]
 
     @property
     def usage(self) -> Usage:
         """Of the finished answer; a prompt counts once."""
         firsts = self.results[:: self._n]
         return Usage(
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=sum(map(len, self.prompts)),
             completion_tokens=sum(result.usage.completion_tokens for result in self.results),
             cached_tokens=sum(result.usage.cached_tokens for result in firsts),
         )
@@ -183,6 +188,19 @@ def _prepare(app: App, call: Call, encode: Callable[[], list[int]], salt: int) -
 def sampling_of(options: object, **more: Any) -> Sampling:
     """From a request's fields, of those that it has. Raises InvalidRequest for a value outside its range."""
     return Sampling(**{name: getattr(options, name, None) for name in RANGES}, **more)
+
+
+def token_logprobs(tokenizer: Tokenizer, logprobs: Sequence[Placed]) -> list[dict[str, Any]]:
+    """Log-probabilities as JSON: of each token, and of the likeliest in its place."""
+
+    def found(token: int, logprob: float) -> dict[str, Any]:
+        piece = tokenizer.piece(token)
+        return {"token": piece.decode(errors="replace"), "bytes": list(piece), "logprob": max(logprob, NEVER)}
+
+    return [
+        found(logprob.token, logprob.logprob) | {"top_logprobs": [found(token, value) for token, value in logprob.top]}
+        for _, logprob in logprobs
+    ]
 
 
 def as_json(value: Any) -> Response:

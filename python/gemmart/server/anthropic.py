@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemmart.errors import ContextOverflow, GemmartError
+from gemmart.format import Format
 from gemmart.results import Completion
 from gemmart.server import body
 from gemmart.server.answers import Answer, Call, answer, as_json, sampling_of
@@ -43,17 +44,21 @@ async def messages(request: Request) -> Response:
     asked = await body.read(request, MessagesRequest)
     if asked.thinking and asked.thinking.type == "enabled":
         raise unsupported("thinking", "this server's models answer at once")
-    if asked.output_config and asked.output_config.get("format") is not None:
-        raise unsupported("output_config.format", "this server answers with text only")
     call = Call(
         prompts=[_encoder(request, asked)],
         sampling=sampling_of(asked),
         seed=asked.seed,
         max_tokens=asked.max_tokens,
         stop=asked.stop_sequences,
+        format=partial(_format, asked),
         stream=bool(asked.stream),
     )
     return await answer(request, call, Message(app, asked.max_tokens))
+
+
+def _format(asked: MessagesRequest) -> Format | None:
+    wanted = asked.output_config and asked.output_config.format
+    return Format.schema(wanted.schema, param="output_config.format.schema") if wanted else None
 
 
 async def count_tokens(request: Request) -> Response:
@@ -66,7 +71,7 @@ def _encoder(request: Request, asked: CountTokensRequest | MessagesRequest) -> C
     it."""
     app: App = request.app
     app.check_name(asked.model)
-    system = text_of(asked.system, "system", "\n\n") if asked.system else ""
+    system = text_of(asked.system, "system", between="\n\n") if asked.system else ""
     chat = [{"role": "system", "content": system}] if system else []
     for i, turn in enumerate(asked.messages):
         chat.append({"role": turn.role, "content": text_of(turn.content, f"messages[{i}].content")})
@@ -104,7 +109,8 @@ class Message:
 
     def begin(self, answer: Answer) -> bytes:
         # What of the prompt need not be computed again is known with the first token only.
-        usage = _tokens(answer.prompt_tokens, n_cached=0, n_answer=0)
+        (prompt,) = answer.prompts
+        usage = _tokens(len(prompt), n_cached=0, n_answer=0)
         nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         message = self._head | nothing | {"usage": usage}
         return (
@@ -128,6 +134,9 @@ class Message:
                 delta = {"type": "input_json_delta", "partial_json": call.arguments}
                 events += self._block("content_block_delta", delta=delta)
         return events
+
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
+        raise NotImplementedError
 
     def last(self, index: int, result: Completion) -> bytes:
         return self._block("content_block_stop")

@@ -8,15 +8,24 @@ from msgspec import Meta, Struct
 
 from gemmart.server import limits
 from gemmart.server.replies import Reply
-from gemmart.server.schema import AnyParts, Sampled
+from gemmart.server.schema import Parts, Sampled
 from gemmart.stops import MAX_STOP_BYTES, MAX_STOPS
 
-Blocks = str | AnyParts
+Blocks = str | Parts
 
 
 class Turn(Struct):
     role: Literal["user", "assistant", "system"]
     content: Blocks
+
+
+class OutputFormat(Struct):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(Struct):
+    format: OutputFormat | None = None
 
 
 class Thinking(Struct):
@@ -47,7 +56,7 @@ class MessagesRequest(Sampled, kw_only=True):
     stop_sequences: Annotated[list[StopSequence], Meta(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     thinking: Thinking | None = None
-    output_config: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
 
 
 class AnthropicRefusal(Reply):

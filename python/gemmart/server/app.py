@@ -205,7 +205,7 @@ class App:
                 "n_embd": info.dim,
                 "n_params": info.n_parameters,
                 "size": info.file_bytes,
-                "quantization": max(info.formats, key=lambda name: info.formats[name]),
+                "quantization": info.quantization,
             },
         }
 

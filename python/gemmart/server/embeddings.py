@@ -22,6 +22,7 @@ from gemmart.server import body, limits
 from gemmart.server.answers import as_json
 from gemmart.server.errors import unsupported
 from gemmart.server.generation import Prepare, while_connected
+from gemmart.server.ollama import check_name, name_of
 from gemmart.server.openai import prompts_of
 from gemmart.server.schema import EmbeddingsRequest, OllamaEmbeddingsRequest, OllamaEmbedRequest
 
@@ -63,7 +64,7 @@ async def ollama_embed(request: Request) -> Response:
     began = time.perf_counter_ns()
     app: App = request.app
     asked = await body.read(request, OllamaEmbedRequest)
-    app.check_name(asked.model)
+    check_name(app, asked.model)
     _check_dimensions(app, asked.dimensions)
     several = isinstance(asked.input, list)
     texts = asked.input if isinstance(asked.input, list) else [asked.input] if asked.input else []
@@ -72,7 +73,7 @@ async def ollama_embed(request: Request) -> Response:
     def write() -> Response:
         return as_json(
             {
-                "model": app.model_id,
+                "model": name_of(app),
                 "embeddings": found.vectors.tolist(),
                 "total_duration": time.perf_counter_ns() - began,
                 "load_duration": 0,
@@ -87,7 +88,7 @@ async def ollama_embeddings(request: Request) -> Response:
     """Ollama's earlier /api/embeddings, of one text, whose vector has the length that it happens to have."""
     app: App = request.app
     asked = await body.read(request, OllamaEmbeddingsRequest)
-    app.check_name(asked.model)
+    check_name(app, asked.model)
     texts = [asked.prompt] if asked.prompt else []
     found = await _embed(request, texts, name="prompt", normalize=False, truncate=True)
     return as_json({"embedding": [number for vector in found.vectors.tolist() for number in vector]})

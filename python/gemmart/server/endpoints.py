@@ -14,7 +14,20 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.server import anthropic, embeddings, openai, openapi, replies, schema, status, tokens
+from gemmart.server import (
+    anthropic,
+    embeddings,
+    ollama,
+    ollama_models,
+    ollama_schema,
+    openai,
+    openapi,
+    replies,
+    responses,
+    schema,
+    status,
+    tokens,
+)
 from gemmart.server.anthropic_schema import (
     CountTokensRequest,
     Message,
@@ -24,6 +37,7 @@ from gemmart.server.anthropic_schema import (
 )
 from gemmart.server.errors import OPENAI, Dialect
 from gemmart.server.generation import EVENTS
+from gemmart.server.responses_schema import ResponseEvent, ResponsesRequest, WholeResponse
 
 GENERATION = (404, 429, 504)
 """Statuses of what names a model, waits its turn and takes its time."""
@@ -102,6 +116,60 @@ ENDPOINTS = (
     ),
     Endpoint(
         "POST",
+        "/v1/responses",
+        responses.responses,
+        "Answer a chat in items",
+        body=ResponsesRequest,
+        example={"input": "Hello!", "max_output_tokens": 16},
+        answer=WholeResponse,
+        event=ResponseEvent,
+        errors=GENERATION,
+    ),
+    Endpoint(
+        "POST",
+        "/api/chat",
+        ollama.chat,
+        "Answer a chat, as Ollama does",
+        body=ollama_schema.OllamaChatRequest,
+        example={"model": "any", "messages": CHAT, "options": {"num_predict": 16}, "stream": False},
+        answer=ollama_schema.OllamaChat,
+        event=ollama_schema.OllamaChat,
+        stream_media=ollama.LINES,
+        errors=GENERATION,
+    ),
+    Endpoint(
+        "POST",
+        "/api/generate",
+        ollama.generate,
+        "Answer a prompt, as Ollama does",
+        body=ollama_schema.OllamaGenerateRequest,
+        example={"model": "any", "prompt": "Hello!", "options": {"num_predict": 16}, "stream": False},
+        answer=ollama_schema.OllamaText,
+        event=ollama_schema.OllamaText,
+        stream_media=ollama.LINES,
+        errors=GENERATION,
+    ),
+    Endpoint("GET", "/api/tags", ollama_models.tags, "List the model, as Ollama does", answer=ollama_schema.OllamaTags),
+    Endpoint("GET", "/api/ps", ollama_models.ps, "List what runs, as Ollama does", answer=ollama_schema.OllamaRunning),
+    Endpoint(
+        "POST",
+        "/api/show",
+        ollama_models.show,
+        "Describe the model, as Ollama does",
+        body=ollama_schema.OllamaShowRequest,
+        example={"model": ""},
+        answer=ollama_schema.OllamaShown,
+        errors=(404,),
+    ),
+    Endpoint(
+        "GET",
+        "/api/version",
+        ollama_models.version,
+        "Tell the version, as Ollama does",
+        answer=ollama_schema.OllamaVersion,
+    ),
+    Endpoint(
+        "POST",
         "/v1/embeddings",
         embeddings.embeddings,
         "Turn texts into vectors",
@@ -166,7 +234,11 @@ ENDPOINTS = (
     Endpoint("GET", "/openapi.json", openapi.openapi, "Describe all this", answer=dict[str, Any]),
 )
 
-DIALECTS: tuple[tuple[str, Dialect], ...] = (("/v1/messages", anthropic.DIALECT),)
+DIALECTS: tuple[tuple[str, Dialect], ...] = (
+    ("/v1/responses", responses.DIALECT),
+    ("/v1/messages", anthropic.DIALECT),
+    ("/api/", ollama.DIALECT),
+)
 """How errors read on the paths that begin so, whether they exist or not; on all others as OpenAI has them."""
 
 

@@ -33,6 +33,10 @@ NOT_AGAIN = ("internal_error", "numeric_error", "deadline_exceeded")
 """Codes of errors that come back if the same is asked again; clients repeat what fails with their statuses."""
 
 
+MISSING = "there is no such endpoint"
+"""What 404 says of a path."""
+
+
 class HttpError(GemmartError):
     """A refusal that only HTTP knows."""
 
@@ -73,13 +77,23 @@ def unsupported(param: str, why: str) -> HttpError:
     return HttpError(400, "unsupported_parameter", f"{param}: {why}", param=param)
 
 
-def public(error: Exception) -> GemmartError:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a protocol tells errors, and the id of a request."""
+
+    body: Callable[[GemmartError, str], dict[str, Any]]  # for an error in the request of that id
+    error: type  # of that body
+    id_headers: tuple[bytes, ...] = (b"x-request-id",)
+    missing: str = MISSING
+
+
+def public(error: Exception, missing: str = MISSING) -> GemmartError:
     """What a client is told of any exception."""
     if isinstance(error, GemmartError) and not isinstance(error, InternalError):
         return error
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        message = {404: "there is no such endpoint", 405: "this endpoint does not have this method"}
+        message = {404: missing, 405: "this endpoint does not have this method"}
         return HttpError(error.status_code, code, message.get(error.status_code, error.detail), headers=error.headers)
     if isinstance(error, MemoryError):
         return OutOfMemory("memory ran out")
@@ -98,15 +112,6 @@ def body(error: GemmartError) -> dict[str, Any]:
     if isinstance(error, ContextOverflow):
         found |= {"n_prompt_tokens": error.n_prompt, "n_ctx": error.n_ctx}
     return {"error": found}
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How a protocol tells errors, and the id of a request."""
-
-    body: Callable[[GemmartError, str], dict[str, Any]]  # for an error in the request of that id
-    error: type  # of that body
-    id_headers: tuple[bytes, ...] = (b"x-request-id",)
 
 
 OPENAI = Dialect(lambda error, request_id: body(error), Error)
@@ -141,8 +146,8 @@ def answers_errors(app: ASGIApp) -> ASGIApp:
         except Exception as error:
             if begun:
                 raise
-            told = public(error)
             record = scope["gemmart"]
+            told = public(error, record.dialect.missing)
             record.error = told.http_code
             if told.http_status == 500:
                 log.error("%s: %s", record.id, error, exc_info=error)

@@ -70,9 +70,9 @@ class Generation:
         self.is_preparing = False
 
     @property
-    def prompt_tokens(self) -> list[int]:
-        """How many each choice's prompt has, once it has begun."""
-        return [len(request.prompt) for request in self._requests]
+    def prompts(self) -> list[Sequence[int]]:
+        """The token ids of each choice's prompt, once it has begun."""
+        return [request.prompt for request in self._requests]
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | Echo | Completion] | None]:
         """(index, event) as they come, up to the Completion of every choice; None where for a while none came. Raises
@@ -231,13 +231,25 @@ class EventStream(Response):
                 if piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
-            told = public(error)
             record = scope["gemmart"]
+            told = public(error)
             record.error = told.http_code
             if told.http_status == 500:
                 log.error("%s: %s", record.id, error, exc_info=error)
             await send({"type": "http.response.body", "body": self._failed(told, record.id), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+NEWLINES = {character.encode(): f"\\u{ord(character):04x}".encode() for character in "\x85\u2028\u2029"}
+"""Beside those that JSON escapes, what some readers of streams take for the end of a line."""
+
+
+def json_line(value: Any) -> bytes:
+    """A JSON value on one line, whoever reads it."""
+    found = msgspec.json.encode(value)
+    for character, escape in NEWLINES.items():
+        found = found.replace(character, escape)
+    return found
 
 
 EVENTS = "text/event-stream"
@@ -246,7 +258,7 @@ PING = b": ping\n\n"
 
 def data(value: Any) -> bytes:
     """An event that holds a JSON value."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    return b"data: " + json_line(value) + b"\n\n"
 
 
 def event(name: str, value: Any) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmart.errors import GemmartError
 from gemmart.results import Completion, TokenLogprob
-from gemmart.server.answers import Answer
+from gemmart.server.answers import NEVER, Answer, token_logprobs
 from gemmart.server.errors import body
 from gemmart.server.generation import EVENTS, PING, Choice, Placed, data
 from gemmart.tools import CallDelta, ToolCall
@@ -18,8 +18,6 @@ from gemmart.tools import CallDelta, ToolCall
 if TYPE_CHECKING:
     from gemmart.server.app import App
 
-NEVER = -9999.0
-"""What stands for a log-probability of minus infinity, which JSON cannot hold."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -128,16 +126,7 @@ class Chat(_Chunks):
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _logprobs(self, logprobs: Sequence[Placed]) -> dict[str, Any]:
-        content = [
-            self._token(logprob.token, logprob.logprob)
-            | {"top_logprobs": [self._token(token, value) for token, value in logprob.top]}
-            for _, logprob in logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self._tokenizer.piece(token)
-        return {"token": piece.decode(errors="replace"), "bytes": list(piece), "logprob": max(logprob, NEVER)}
+        return {"content": token_logprobs(self._tokenizer, logprobs), "refusal": None}
 
 
 class Text(_Chunks):

@@ -88,20 +88,17 @@ class Options(Sampled, kw_only=True):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-TEXT_PARTS = ("text", "input_text", "output_text")
-
-
 class Part(Struct):
     type: str
     text: str | None = None
 
 
-def _part(*types: str) -> Meta:
+def part(*types: str) -> Meta:
+    """One of these types, with a text."""
     return documented(required=["text"], properties={"type": {"enum": types}, "text": {"type": "string"}})
 
 
-Parts = Annotated[list[Annotated[Part, _part("text")]], Meta(max_length=limits.PARTS)]
-AnyParts = Annotated[list[Annotated[Part, _part(*TEXT_PARTS)]], Meta(max_length=limits.PARTS)]
+Parts = Annotated[list[Annotated[Part, part("text")]], Meta(max_length=limits.PARTS)]
 
 
 class CalledFunction(Struct):
@@ -123,12 +120,13 @@ class ChatMessage(Struct):
     tool_call_id: str | None = None
 
 
-def text_of(content: str | Sequence[Part], where: str, between: str = "") -> str:
-    """The text of a content, its parts joined. Raises InvalidRequest for a part that is none; `where`: its place."""
+def text_of(content: str | Sequence[Part], where: str, kinds: Sequence[str] = ("text",), between: str = "") -> str:
+    """The text of a content, its parts joined. `where`: its place. `kinds`: of parts that are text. Raises
+    InvalidRequest for any other part."""
     if isinstance(content, str):
         return content
     for i, part in enumerate(content):
-        if part.type not in TEXT_PARTS or part.text is None:
+        if part.type not in kinds or part.text is None:
             raise InvalidRequest(f"{where}[{i}] is no text part; this model reads text only", f"{where}[{i}]")
     return between.join(part.text or "" for part in content)
 
