@@ -135,9 +135,6 @@ class Message:
                 events += self._block("content_block_delta", delta=delta)
         return events
 
-    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
-        raise NotImplementedError
-
     def last(self, index: int, result: Completion) -> bytes:
         return self._block("content_block_stop")
 
