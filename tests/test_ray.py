@@ -110,6 +110,8 @@ def test_errors_are_the_servers(client: httpx.Client) -> None:
     refused(client.post(CHAT, json={"messages": []}), 400, "invalid_value", "messages")
     refused(client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_json")
     refused(client.get("/nothing"), 404, "not_found")
+    big_message = client.post("/v1/messages", content=b" " * (9 << 20), headers={"Content-Type": "application/json"})
+    assert (big_message.status_code, big_message.json()["type"]) == (413, "error")  # in its protocol's words
     refused(client.get("/health", headers={"Host": "evil.example"}), 403, "forbidden_host")
     big = b'{"messages": "' + b"x" * (9 << 20) + b'"}'
     refused(client.post(CHAT, content=big, headers={"Content-Type": "application/json"}), 413, "request_too_large")
@@ -134,6 +136,36 @@ def test_the_same_system_prompt_meets_its_prefix(client: httpx.Client) -> None:
     }
     assert len(counts) == 2
     assert all(float(count) >= 3 for count in counts)
+
+
+def test_what_meets() -> None:
+    from starlette.requests import Request
+
+    from gemmart.ray import prefix_key
+
+    def key(asked: object, api_key: str = "a") -> str:
+        headers = [(b"authorization", f"Bearer {api_key}".encode())]
+        data = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+        return prefix_key(Request({"type": "http", "headers": headers}), data)
+
+    kind, hello, bye = (
+        {"role": role, "content": text} for role, text in (("system", "be kind"), ("user", "hello"), ("user", "bye"))
+    )
+    one = key({"messages": [kind, hello]})
+    assert one == key({"messages": [kind, bye], "max_tokens": 3}) == key({"messages": [kind, hello, hello, bye]})
+    others = [
+        key({"messages": [kind, hello]}, api_key="b"),
+        key({"messages": [{**kind, "content": "be rude"}, hello]}),
+        key({"messages": [kind, kind, hello]}),
+        key({"messages": [hello]}),
+        key({"messages": [bye]}),
+        key({"messages": [hello], "system": "be kind"}),
+        key({"input": "hello", "instructions": "be kind"}),
+    ]
+    assert len({one, *others}) == 8
+    assert key({"messages": [hello]}) == key({"messages": [hello, kind, bye]})
+    for nothing in ({}, [], {"messages": 3}, {"prompt": "hello"}, b"", b"{", b"\xff", b"[" * 100_000):
+        assert key(nothing) == ""
 
 
 def test_more_than_can_wait_are_refused(url: str) -> None:

@@ -25,7 +25,9 @@ from starlette.types import Message, Receive, Scope, Send
 from gemmart.errors import GemmartError, InvalidRequest
 from gemmart.loading import load
 from gemmart.server import body, errors, limits
+from gemmart.server.access import path_of
 from gemmart.server.app import App, AppOptions
+from gemmart.server.endpoints import dialect_of
 
 log = logging.getLogger("gemmart.server")
 
@@ -114,7 +116,8 @@ class Ingress:
             return _Relayed(await anext(messages), messages)
         except Exception as error:
             told = _public(error)
-            return errors.response(told, errors.body(told))
+            dialect = dialect_of(path_of(request.scope))
+            return errors.response(told, dialect.body(told, request.headers.get("x-request-id", "")))
 
 
 class _Relayed(Response):
@@ -126,9 +129,8 @@ class _Relayed(Response):
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [
-            header for header in self._first["headers"] if header[0] != b"x-request-id"
-        ]  # Ray's proxy has its own
+        # Ray's proxy has a request id of its own.
+        headers = [header for header in self._first["headers"] if header[0] != b"x-request-id"]
         await send({**self._first, "headers": headers})
         async for message in self._rest:
             await send(message)
@@ -160,7 +162,8 @@ def _is_system(message: Any) -> bool:
 def _public(error: Exception) -> GemmartError:
     if isinstance(error, BackPressureError):
         return errors.HttpError(429, "queue_full", "too many requests wait already", headers={"Retry-After": "1"})
-    if isinstance(error, RayError | RayServeException):
+    if not isinstance(error, GemmartError):
         log.error("%s", error, exc_info=error)
+    if isinstance(error, RayError | RayServeException):
         return errors.HttpError(503, "unavailable", "no replica can answer; the server's log says why")
     return errors.public(error)
