@@ -34,7 +34,10 @@ log = logging.getLogger("gemmart.server")
 INGRESS_REQUESTS = 64
 """How many one process passes on before there come to be more such processes."""
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-SCOPE = {"type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "root_path", "query_string", "headers"}
+SCOPE = {
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "root_path", "query_string"),
+    *("headers", "client", "server"),
+}
 """What of a request goes to the replica; the rest belongs to a process."""
 
 
