@@ -18,7 +18,7 @@ from gemmart.server.openapi import document
 BEYOND = re.compile(
     "maximum context length|maximum$"
     "|outside 0 to|is no token id"  # token ids that this model does not have
-    "|is to be continued|messages is empty"
+    "|is to be continued|messages is empty|takes no templates"
     "|needs logprobs|together with logprobs"
     "|needs include|was started with a context|goes with neither"
     "|were not trained to be cut"  # this model's embeddings
