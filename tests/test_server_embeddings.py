@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import ollama
 import openai
 import pytest
 
@@ -143,6 +144,16 @@ def test_log_and_counters(model: gemmart.Model, server: httpx.Client, caplog: py
 
 
 # Ollama
+
+
+def test_ollama_client(model: gemmart.Model, server: httpx.Client) -> None:
+    with ollama.Client(host=str(server.base_url)) as client:
+        found = client.embed(model="any", input=TEXTS)
+        np.testing.assert_array_equal(np.float32(found.embeddings), model.embed(TEXTS))
+        older = client.embeddings(model="any", prompt=TEXTS[1])
+        np.testing.assert_array_equal(np.float32(older.embedding), model.embed(TEXTS[1], normalize=False)[0])
+        with pytest.raises(ollama.ResponseError, match="dimensions"):
+            client.embed(model="any", input=TEXTS, dimensions=64)
 
 
 def test_ollama_embed(model: gemmart.Model, server: httpx.Client) -> None:
