@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from gemmart import _core
 from tiny import write_tiny
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ISAS = [name for name, _, usable, _ in _core.kernels.isas() if usable]
 KV_TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -26,6 +29,15 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set that this machine can use; models made in the test compute with it."""
     monkeypatch.setenv("GEMMART_ISA", request.param)
     return request.param
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. No longer than for a module: playwright's event loop runs as long, and asyncio.run() cannot."""
+    from browser import chromium
+
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

@@ -19,9 +19,11 @@ FIRST_BYTE_TOKEN = 7
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment for the program: folders under `home`, no colour, no line editing."""
+    """The environment for the program: folders under `home`, no colour, no line editing, no display."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GEMMART_", "HF_", "PYTHON", "XDG_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GEMMART_", "HF_", "PYTHON", "XDG_", "DISPLAY", "WAYLAND_"))
     }
     package = str(Path(gemmart.__path__[0]).resolve().parent)
     return kept | {"HOME": str(home), "TERM": "dumb", "PYTHONPATH": package} | more

@@ -27,7 +27,8 @@ ROUTES = [
     *((endpoint.method, re.sub(r"\{.*?\}", "x", endpoint.path)) for endpoint in ENDPOINTS if endpoint.key),
     ("GET", "/nowhere"), ("GET", "/health/../props"), ("GET", "/health/"), ("GET", "//health"),
     ("GET", "/%68ealth%2f..%2fprops"), ("GET", "/props?/health"), ("GET", "/HEALTH"), ("GET", "/health%00"),
-    ("OPTIONS", "/props"), ("HEAD", "/props"), ("DELETE", "/health/x"),
+    ("OPTIONS", "/props"), ("HEAD", "/props"), ("DELETE", "/health/x"), ("GET", "/page"), ("GET", "//"),
+    ("GET", "/props/page/main.js"),
 ]  # fmt: skip
 
 

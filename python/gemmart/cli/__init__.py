@@ -116,8 +116,10 @@ def version() -> str:
 
 
 def licenses() -> str:
-    """The licence of each distribution that gemmart needs, its own first."""
+    """The licence of each distribution that gemmart needs, its own first, and of what its web page carries."""
     from importlib import metadata
+
+    from gemmart.server import page
 
     names = [re.match(r"[\w.-]+", line) for line in metadata.requires("gemmart") or [] if "extra ==" not in line]
     lines = []
@@ -130,7 +132,8 @@ def licenses() -> str:
         lines.append(
             f"{name} {about['Version']}: {stated.splitlines()[0] if stated else ', '.join(kinds) or 'not stated'}"
         )
-    return "\n".join(lines)
+    carried = [f"{part['name']} {part['version']} (in the web page): {part['license']}" for part in page.packages()]
+    return "\n".join([*lines, *carried])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

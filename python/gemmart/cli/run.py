@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemmart.cli.browser import open_page
 from gemmart.cli.models import load_model, load_options, model_and_rest, resolve_model
 from gemmart.cli.options import (
     MODEL,
@@ -255,6 +256,8 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
         if prompt is not None:
             return _answer(model, prompt, system, generation, given, messages)
         url = opened.enter_context(_server_behind(model, model_name, given, messages)).url if behind else None
+        if url is not None and not given["no_browser"]:
+            open_page(url, messages)
         return _chat(model, system, generation, given, messages, url)
 
 

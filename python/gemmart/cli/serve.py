@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from gemmart.cli.browser import open_page
 from gemmart.cli.models import load_model, load_options, only_model
 from gemmart.cli.options import (
     AT_LEAST_1,
@@ -148,7 +149,7 @@ parallel_options = options(
     modes=SERVING,
 )
 browser_options = options(
-    "Server", (("--no-browser", "--nobrowser"), flag("Accepted in every mode: this release opens no browser."))
+    "Server", (("--no-browser", "--nobrowser"), flag("Do not open the web page, which a terminal with a display does."))
 )
 
 
@@ -171,9 +172,10 @@ browser_options = options(
 @preset_option
 @message_options
 def command(arguments: tuple[str, ...], **given: Any) -> int:
-    """Serve a model over HTTP, as OpenAI does.
+    """Serve a model over HTTP, as OpenAI does, and a web page to chat with it.
 
-    The server listens while the model loads. Ctrl-C or SIGTERM lets running answers end; a second one ends at once.
+    The server listens while the model loads; then, from a terminal with a display, the page opens in the browser.
+    Ctrl-C or SIGTERM lets running answers end; a second one ends at once.
     """
     messages = messages_of(given)
     check_effect({"server"}, "in a server", messages)
@@ -193,6 +195,8 @@ def serve(ref: str | None, given: dict[str, Any], messages: Messages) -> int:
 
     def ready(url: str, model: Model) -> None:
         messages.note(f"{model.info.name}: {url}")
+        if not given["no_browser"]:
+            open_page(url, messages)
 
     return serve_forever(
         lambda: load_model(ref, given, messages, parallel=given["parallel"] or 4, **load_options(given)),

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import Scope
 
 from gemmart.errors import InvalidRequest
@@ -35,16 +36,16 @@ class Access:
         share_cache: bool = False,
     ) -> None:
         """`allowed_hosts`: names beside our own, "*" for all. `cors_origins`: pages that may ask, as
-        "https://example.com", "*" for all. `local`: only this machine reaches the server. `open_paths` need no key.
-        `share_cache`: computed prefixes are shared between keys.
-        Raises InvalidRequest for a key that no header can carry, and for what is no origin."""
+        "https://example.com", "*" for all. `local`: only this machine reaches the server. `open_paths`, as
+        routes have them, need no key. `share_cache`: computed prefixes are shared between keys. Raises
+        InvalidRequest for a key that no header can carry, and for what is no origin."""
         for key in keys:
             if not key or not key.isascii() or not key.isprintable() or key.strip() != key:
                 raise InvalidRequest("an API key is empty, or not of visible ASCII characters alone")
         self._keys = [key.encode() for key in keys]
         self._local = local
         self._share_cache = share_cache
-        self._open_paths = frozenset(open_paths)
+        self._open_paths = [compile_path(path)[0] for path in open_paths]
         self._allowed_hosts = {host.lower().rstrip(".") for host in allowed_hosts}
         self._any_origin = "*" in cors_origins
         self._origins = {_origin(origin) for origin in cors_origins if origin != "*"}
@@ -76,7 +77,7 @@ class Access:
 
     def is_open(self, scope: Scope) -> bool:
         """Whether what is asked needs no key."""
-        return path_of(scope) in self._open_paths
+        return any(pattern.match(path_of(scope)) for pattern in self._open_paths)
 
     def check_key(self, scope: Scope) -> None:
         """Raises HttpError 401 where there are keys and none of them is given."""

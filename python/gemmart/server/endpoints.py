@@ -22,6 +22,7 @@ from gemmart.server import (
     ollama_schema,
     openai,
     openapi,
+    page,
     replies,
     responses,
     schema,
@@ -232,6 +233,8 @@ ENDPOINTS = (
     Endpoint("GET", "/slots", status.slots, "List what is computed now", answer=list[replies.Slot]),
     Endpoint("GET", "/metrics", status.metrics, "Tell the counters, for Prometheus", media="text/plain"),
     Endpoint("GET", "/openapi.json", openapi.openapi, "Describe all this", answer=dict[str, Any]),
+    Endpoint("GET", "/", page.index, "The web page", media="text/html", key=False),
+    Endpoint("GET", "/page/{name:path}", page.file, "A file of the web page", media="*/*", errors=(404,), key=False),
 )
 
 DIALECTS: tuple[tuple[str, Dialect], ...] = (

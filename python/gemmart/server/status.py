@@ -35,7 +35,7 @@ async def props(request: Request) -> Response:
             "model": app.model_id,
             "total_slots": model.plan.parallel,
             "default_generation_settings": {"n_ctx": model.ctx, "params": asdict(model.default_sampling)},
-            "chat_template": model.info.chat_template,
+            "chat_template": model.chat_template,
             "running": n_running,
             "waiting": n_waiting,
         }
