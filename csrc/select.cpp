@@ -58,6 +58,8 @@ Allowed allowed(std::span<const float> row, std::span<const int32_t> mask) {
     check<std::invalid_argument>(mask.size() == (row.size() + 31) / 32, "the mask has ", mask.size(),
                                  " words, expected ", (row.size() + 31) / 32, " for ", row.size(), " tokens");
     Allowed out;
+    out.logits.reserve(row.size());
+    out.ids.reserve(row.size());
     for (size_t word = 0; word < mask.size(); ++word) {
         const size_t begin = 32 * word;
         uint32_t bits = static_cast<uint32_t>(mask[word]);
