@@ -255,6 +255,22 @@ def test_refused(make: Any, param: str, words: str) -> None:
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize("role", ["tool", "system", "assistant", "user"])
+def test_contents_that_are_no_text(role: str) -> None:
+    """Nothing of a message is left out silently."""
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    call = ToolCall("1", "clock", "{}").to_openai()
+    chat = {
+        "tool": [{"role": "tool", "content": image}],
+        "system": [{"role": "system", "content": image}],
+        "assistant": [{"role": "assistant", "content": image, "tool_calls": [call]}],
+        "user": [{"role": "tool", "content": "a"}, {"role": "user", "content": image}],
+    }[role]
+    with pytest.raises(InvalidRequest, match="is no text part") as caught:
+        Toolbox(TOOLS).messages(chat)
+    assert caught.value.param == f"messages[{len(chat) - 1}].content[0]"
+
+
 def test_refused_by_the_model(model: gemmart.Model) -> None:
     with pytest.raises(ConstraintError, match="parameters of a are no object"):
         model.chat(ASKED, tools=[Tool("a", "", {"type": "array"})])

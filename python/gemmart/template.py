@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 import markupsafe
 
+from gemmart.contents import text_of
 from gemmart.errors import InvalidRequest, TemplateError, TemplateLimit
 from gemmart.worker import Worker, WorkerEnded
 
@@ -153,15 +154,8 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise InvalidRequest(
                 f"messages[{index}].role is {role!r}, expected one of {', '.join(ROLES)}", f"messages[{index}].role"
             )
-        if isinstance(content, Sequence) and not isinstance(content, str):
-            for at, part in enumerate(content):
-                if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-                    where = f"messages[{index}].content[{at}]"
-                    raise InvalidRequest(f"{where} is no text part; this model reads text only", where)
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            where = f"messages[{index}].content"
-            raise InvalidRequest(f"{where} is {type(content).__name__}, expected a string", where)
+        if content is not None or not message.get("tool_calls"):
+            content = text_of(content, f"messages[{index}].content")
         checked.append({**message, "role": "system" if role == "developer" else role, "content": content})
     return checked
 

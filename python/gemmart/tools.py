@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemmart.contents import text_of
 from gemmart.errors import ConstraintError, InvalidRequest
 from gemmart.format import Format
 
@@ -42,6 +43,9 @@ To call a tool, write its name and its arguments so, one or several times, and n
 </tool_call>
 
 What it returns comes with the next message. Call a tool only if it helps to answer; otherwise answer in words."""
+
+FRAME = re.compile(r'\n\{"name": ("[^"]*"), "arguments": ')
+"""What stands between BEGIN and a call's arguments."""
 
 Message = Mapping[str, Any]
 
@@ -155,7 +159,7 @@ class Toolbox:
             return written
         section = SECTION.format(tools="\n".join(_described(tool) for tool in self._told))
         if written and written[0].get("role") in ("system", "developer"):
-            content = _text(written[0].get("content"))
+            content = text_of(written[0].get("content"), "messages[0].content")
             return [{**written[0], "content": f"{content}\n\n{section}" if content else section}, *written[1:]]
         return [{"role": "system", "content": section}, *written]
 
@@ -245,9 +249,6 @@ class CallParser:
         return [CallDelta(len(self.calls) - 1, text)]
 
 
-FRAME = re.compile(r'\n\{"name": ("[^"]*"), "arguments": ')
-
-
 class _JsonScanner:
     """Finds the end of a JSON object."""
 
@@ -305,36 +306,41 @@ def written_out(messages: Sequence[Message]) -> list[Message]:
     """A conversation in which calls and their results are text, results in user turns. Raises InvalidRequest."""
     names: dict[str, str] = {}  # of the calls by their ids
     written: list[Message] = []
+    before = None  # the role of the message before
     for i, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
+        where = f"messages[{i}].content"
         if role == "assistant" and message.get("tool_calls"):
             calls = [
                 _written(call, f"messages[{i}].tool_calls[{at}]", names)
                 for at, call in enumerate(message["tool_calls"])
             ]
-            text = _text(message.get("content"))
+            text = "" if message.get("content") is None else text_of(message["content"], where)
             written.append({"role": "assistant", "content": "\n".join([*([text] if text else []), *calls])})
         elif role == "tool":
-            id = message.get("tool_call_id")
-            if id is not None and id not in names:
-                where = f"messages[{i}].tool_call_id"
-                raise InvalidRequest(f"{where}: no call before has the id {id!r}", where)
-            result = {
-                "name": names[id] if id is not None else message.get("name"),
-                "content": _text(message.get("content")),
-            }
-            text = json.dumps({name: value for name, value in result.items() if value is not None}, ensure_ascii=False)
-            text = "<tool_response>\n" + text.replace("</", "<\\/") + "\n</tool_response>"
-            if written and messages[i - 1].get("role") == "tool":
-                written[-1] = {"role": "user", "content": f"{written[-1]['content']}\n{text}"}
-            else:
-                written.append({"role": "user", "content": text})
-        elif role == "user" and i and messages[i - 1].get("role") == "tool":  # templates want roles that alternate
-            text = _text(message.get("content"))
+            text = _result(message, i, names)
+            if before == "tool":
+                text = f"{written.pop()['content']}\n{text}"
+            written.append({"role": "user", "content": text})
+        elif role == "user" and before == "tool":  # templates want roles that alternate
+            text = text_of(message.get("content"), where)
             written[-1] = {**message, "content": f"{written[-1]['content']}\n\n{text}"}
         else:
             written.append(message)
+        before = role
     return written
+
+
+def _result(message: Message, i: int, names: Mapping[str, str]) -> str:
+    """What came of a call, the i-th message, as the model is told it."""
+    id = message.get("tool_call_id")
+    if id is not None and id not in names:
+        where = f"messages[{i}].tool_call_id"
+        raise InvalidRequest(f"{where}: no call before has the id {id!r}", where)
+    name = message.get("name") if id is None else names[id]
+    result = {} if name is None else {"name": name}
+    result["content"] = text_of(message.get("content"), f"messages[{i}].content")
+    return "<tool_response>\n" + json.dumps(result, ensure_ascii=False).replace("</", "<\\/") + "\n</tool_response>"
 
 
 def _written(call: Any, where: str, names: dict[str, str]) -> str:
@@ -351,13 +357,6 @@ def _written(call: Any, where: str, names: dict[str, str]) -> str:
             raise InvalidRequest(f"{where}.function.arguments: is no JSON", f"{where}.function.arguments") from None
     value = json.dumps(arguments, ensure_ascii=False)
     return f'{BEGIN}\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {value}}}\n{END}'
-
-
-def _text(content: Any) -> str:
-    """The text of a content, which may be a list of text parts."""
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    return "" if content is None else str(content)
 
 
 NO_TOOLS = Toolbox(())
