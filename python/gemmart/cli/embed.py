@@ -11,15 +11,18 @@ import click
 from gemmart.cli.models import load_model, model_and_rest
 from gemmart.cli.options import (
     Command,
+    check_options,
     clean_text,
     context_options,
     json_option,
+    lock_options,
     memory_options,
     message_options,
     messages_of,
     model_options,
     options,
     precise_options,
+    preset_option,
     print_json,
     read_text,
 )
@@ -49,7 +52,10 @@ AT_ONCE = 256
 @context_options
 @precise_options
 @memory_options
+@lock_options
+@check_options
 @json_option
+@preset_option
 @message_options
 def command(arguments: tuple[str, ...], file: str | None, **given: Any) -> int:
     """Texts as vectors: a JSON array for each, one a line.
