@@ -154,6 +154,7 @@ async def run(port: int, pid: int, bodies: list[dict[str, Any]], arguments: argp
         "after": after,
         "bytes_per_request": b,
         "bytes_per_request_95": bound,
+        "samples": tally.samples,
     }
 
 
@@ -165,6 +166,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="end after so long")
     parser.add_argument("--set", type=int, default=120, help="different requests")
     parser.add_argument("--answer", type=int, default=24, help="most tokens of an answer")
+    parser.add_argument("--json", help="where to write everything")
     parser.add_argument("--options", default="-c 1k -np 8", help="the server's")
     arguments = parser.parse_args()
     if not arguments.requests and not arguments.minutes:
@@ -174,6 +176,9 @@ def main() -> int:
     bodies = request_set(arguments.set, arguments.answer)
     with server([*command, *arguments.options.split()], port) as process:
         found = asyncio.run(run(port, process.pid, bodies, arguments))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found), encoding="utf-8")
+    del found["samples"]
     print(json.dumps({"cpu": doctor.cpu_name(), **found}, indent=1, ensure_ascii=False))
     leaked = any(found["held"].values()) or found["after"]["fds"] > found["before"]["fds"]
     return 1 if found["n_different"] or leaked else 0
