@@ -17,11 +17,11 @@ from gemmart.format import Format
 from gemmart.results import Completion
 from gemmart.server import body
 from gemmart.server.answers import Answer, Call, answer, as_json, sampling_of
+from gemmart.server.anthropic_input import Asked, messages_of, toolbox_of
 from gemmart.server.anthropic_schema import AnthropicError, CountTokensRequest, MessagesRequest
 from gemmart.server.errors import Dialect, unsupported
 from gemmart.server.generation import EVENTS, Placed, event
-from gemmart.server.schema import text_of
-from gemmart.tools import CallDelta, ToolCall
+from gemmart.tools import CallDelta, Toolbox, ToolCall
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -44,16 +44,18 @@ async def messages(request: Request) -> Response:
     asked = await body.read(request, MessagesRequest)
     if asked.thinking and asked.thinking.type == "enabled":
         raise unsupported("thinking", "this server's models answer at once")
+    toolbox = toolbox_of(asked)
     call = Call(
-        prompts=[_encoder(request, asked)],
+        prompts=[_encoder(request, asked, toolbox)],
         sampling=sampling_of(asked),
         seed=asked.seed,
         max_tokens=asked.max_tokens,
         stop=asked.stop_sequences,
         format=partial(_format, asked),
+        toolbox=toolbox,
         stream=bool(asked.stream),
     )
-    return await answer(request, call, Message(app, asked.max_tokens))
+    return await answer(request, call, Message(app, asked.max_tokens, may_call=bool(toolbox)))
 
 
 def _format(asked: MessagesRequest) -> Format | None:
@@ -63,22 +65,20 @@ def _format(asked: MessagesRequest) -> Format | None:
 
 async def count_tokens(request: Request) -> Response:
     asked = await body.read(request, CountTokensRequest)
-    return as_json({"input_tokens": len(await asyncio.to_thread(_encoder(request, asked)))})
+    return as_json({"input_tokens": len(await asyncio.to_thread(_encoder(request, asked, toolbox_of(asked))))})
 
 
-def _encoder(request: Request, asked: CountTokensRequest | MessagesRequest) -> Callable[[], list[int]]:
+def _encoder(request: Request, asked: Asked, toolbox: Toolbox) -> Callable[[], list[int]]:
     """What gives the token ids of the conversation. Where its last turn is the assistant's, the answer goes on with
     it."""
     app: App = request.app
     app.check_name(asked.model)
-    system = text_of(asked.system, "system", between="\n\n") if asked.system else ""
-    chat = [{"role": "system", "content": system}] if system else []
-    for i, turn in enumerate(asked.messages):
-        chat.append({"role": turn.role, "content": text_of(turn.content, f"messages[{i}].content")})
+    chat = messages_of(asked)
     if chat[-1] == {"role": "assistant", "content": ""}:
         chat.pop()  # there is nothing to go on with
     app.log_prompt(request, chat)
-    return partial(app.model.chat_tokens, chat, continue_final=bool(chat) and chat[-1]["role"] == "assistant")
+    goes_on = bool(chat) and chat[-1]["role"] == "assistant" and "tool_calls" not in chat[-1]
+    return partial(app.model.chat_tokens, chat, continue_final=goes_on, toolbox=toolbox)
 
 
 class Message:
@@ -87,9 +87,12 @@ class Message:
     media_type = EVENTS
     ping = event("ping", {"type": "ping"})
 
-    def __init__(self, app: App, max_tokens: int) -> None:
+    def __init__(self, app: App, max_tokens: int, *, may_call: bool) -> None:
+        """may_call: it may be of calls of tools alone, without a text."""
         self._max_tokens = max_tokens
+        self._may_call = may_call
         self._n_blocks = 0  # that are complete
+        self._in_block = False
         self._head = {
             "id": "msg_" + secrets.token_hex(12),
             "type": "message",
@@ -115,28 +118,28 @@ class Message:
         message = self._head | nothing | {"usage": usage}
         return (
             event("message_start", {"type": "message_start", "message": message})
-            + self._block("content_block_start", content_block={"type": "text", "text": ""})
+            + (b"" if self._may_call else self._begin_block({"type": "text", "text": ""}))
             + self.ping
         )
 
     def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
-        return self._block("content_block_delta", delta={"type": "text_delta", "text": text})
+        begin = b"" if self._in_block else self._begin_block({"type": "text", "text": ""})
+        return begin + self._block("content_block_delta", delta={"type": "text_delta", "text": text})
 
     def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
         events = b""
         for call in calls:
             if call.name is not None:
-                events += self._block("content_block_stop")
-                self._n_blocks += 1
-                use: dict[str, Any] = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
-                events += self._block("content_block_start", content_block=use)
+                events += self._end_block()
+                events += self._begin_block({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
             if call.arguments:
                 delta = {"type": "input_json_delta", "partial_json": call.arguments}
                 events += self._block("content_block_delta", delta=delta)
         return events
 
     def last(self, index: int, result: Completion) -> bytes:
-        return self._block("content_block_stop")
+        nothing = not self._in_block and self._n_blocks == 0
+        return (self._begin_block({"type": "text", "text": ""}) if nothing else b"") + self._end_block()
 
     def end(self, answer: Answer) -> bytes:
         (result,) = answer.results
@@ -145,6 +148,18 @@ class Message:
 
     def failed(self, error: GemmartError, request_id: str) -> bytes:
         return event("error", error_body(error, request_id))
+
+    def _begin_block(self, block: dict[str, Any]) -> bytes:
+        self._in_block = True
+        return self._block("content_block_start", content_block=block)
+
+    def _end_block(self) -> bytes:
+        if not self._in_block:
+            return b""
+        end = self._block("content_block_stop")
+        self._in_block = False
+        self._n_blocks += 1
+        return end
 
     def _block(self, name: str, **more: Any) -> bytes:
         return event(name, {"type": name, "index": self._n_blocks, **more})

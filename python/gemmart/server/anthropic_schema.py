@@ -8,15 +8,59 @@ from msgspec import Meta, Struct
 
 from gemmart.server import limits
 from gemmart.server.replies import Reply
-from gemmart.server.schema import Parts, Sampled
+from gemmart.server.schema import Parts, Sampled, documented
 from gemmart.stops import MAX_STOP_BYTES, MAX_STOPS
+from gemmart.tools import MAX_TOOLS, NAME
 
 Blocks = str | Parts
 
 
+class Block(Struct, kw_only=True):
+    """A text, a call of a tool, or what came of one."""
+
+    type: Literal["text", "tool_use", "tool_result"]
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: Blocks | None = None
+    is_error: bool | None = None
+
+
+NEEDED = {"text": ("text",), "tool_use": ("id", "name", "input"), "tool_result": ("tool_use_id",)}
+"""Which fields the blocks of a type have."""
+NEEDS = documented(
+    anyOf=[
+        {
+            "required": ["type", *names],
+            "properties": {"type": {"const": kind}, **{name: {"not": {"type": "null"}} for name in names}},
+        }
+        for kind, names in NEEDED.items()
+    ]
+)
+
+
 class Turn(Struct):
     role: Literal["user", "assistant", "system"]
-    content: Blocks
+    content: str | Annotated[list[Annotated[Block, NEEDS]], Meta(max_length=limits.PARTS)]
+
+
+class AnthropicTool(Struct, kw_only=True):
+    name: Annotated[str, documented(pattern=f"^{NAME.pattern}$")]
+    input_schema: dict[str, Any]
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    strict: bool | None = None
+
+
+class AnthropicToolChoice(Struct, kw_only=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+Tools = Annotated[list[AnthropicTool], documented(maxItems=MAX_TOOLS)]
 
 
 class OutputFormat(Struct):
@@ -44,6 +88,8 @@ class CountTokensRequest(Struct, kw_only=True):
     model: str | None = None
     messages: Turns
     system: Blocks | None = None
+    tools: Tools | None = None
+    tool_choice: AnthropicToolChoice | None = None
 
 
 class MessagesRequest(Sampled, kw_only=True):
@@ -52,6 +98,8 @@ class MessagesRequest(Sampled, kw_only=True):
     model: str | None = None
     messages: Turns
     system: Blocks | None = None
+    tools: Tools | None = None
+    tool_choice: AnthropicToolChoice | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     stop_sequences: Annotated[list[StopSequence], Meta(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None

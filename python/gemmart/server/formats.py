@@ -37,7 +37,7 @@ def format_of(asked: Options) -> Format | None:
 
 def toolbox_of(asked: ChatRequest) -> Toolbox:
     """From tools, tool_choice and parallel_tool_calls. Raises InvalidRequest."""
-    tools = [_tool(tool) for tool in asked.tools or ()]
+    tools = [tool_of(tool) for tool in asked.tools or ()]
     parallel = asked.parallel_tool_calls is not False
     choice = asked.tool_choice
     if choice is None or isinstance(choice, str):
@@ -53,7 +53,7 @@ def toolbox_of(asked: ChatRequest) -> Toolbox:
     return Toolbox(tools, choice.allowed_tools.mode, parallel=parallel, allowed=names)
 
 
-def _tool(tool: ToolSpec) -> Tool:
+def tool_of(tool: ToolSpec) -> Tool:
     function = tool.function
     return Tool(function.name, function.description or "", function.parameters, bool(function.strict))
 

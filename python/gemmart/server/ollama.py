@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +21,7 @@ from gemmart.sampling import check_number
 from gemmart.server import body
 from gemmart.server.answers import Answer, Call, answer, as_json, sampling_of, token_logprobs
 from gemmart.server.errors import Dialect, unsupported
+from gemmart.server.formats import tool_of
 from gemmart.server.generation import Placed, json_line
 from gemmart.server.ollama_schema import (
     OllamaChatRequest,
@@ -27,7 +31,7 @@ from gemmart.server.ollama_schema import (
     OllamaRequest,
 )
 from gemmart.stops import StopStrings
-from gemmart.tools import CallDelta
+from gemmart.tools import NO_TOOLS, CallDelta, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -43,9 +47,16 @@ async def chat(request: Request) -> Response:
     for i, message in enumerate(asked.messages or ()):
         if message.images:
             raise unsupported(f"messages[{i}].images", "this model reads text only")
-        messages.append({"role": message.role, "content": message.content or ""})
+        more: dict[str, Any] = {}
+        if message.tool_calls:
+            more["tool_calls"] = [{"function": msgspec.to_builtins(call.function)} for call in message.tool_calls]
+        if message.tool_name is not None:
+            more["name"] = message.tool_name
+        messages.append({"role": message.role, "content": message.content or ""} | more)
+    toolbox = Toolbox(tool_of(tool) for tool in asked.tools or ())
     goes_on = bool(messages) and messages[-1]["role"] == "assistant" and messages[-1]["content"] != ""
-    call = _call(asked, partial(app.model.chat_tokens, messages, continue_final=goes_on))
+    goes_on = goes_on and "tool_calls" not in messages[-1]
+    call = _call(asked, partial(app.model.chat_tokens, messages, continue_final=goes_on, toolbox=toolbox), toolbox)
     if not messages:
         return _loaded(app, {"message": {"role": "assistant", "content": ""}})
     app.log_prompt(request, messages)
@@ -88,7 +99,7 @@ def _check(app: App, asked: OllamaRequest) -> None:
         raise InvalidRequest("top_logprobs: needs logprobs: true", "top_logprobs")
 
 
-def _call(asked: OllamaRequest, encode: Callable[[], list[int]]) -> Call:
+def _call(asked: OllamaRequest, encode: Callable[[], list[int]], toolbox: Toolbox = NO_TOOLS) -> Call:
     """Raises InvalidRequest for a wrong option, under the name that it has here."""
     options = asked.options or OllamaOptions()
     n, seed = options.num_predict, options.seed
@@ -108,6 +119,7 @@ def _call(asked: OllamaRequest, encode: Callable[[], list[int]]) -> Call:
         stop=stops,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         format=partial(_format, asked),
+        toolbox=toolbox,
         stream=asked.stream is not False,
     )
 
@@ -169,7 +181,10 @@ class Lines:
         (choice,) = answer.choices
         (result,) = answer.results
         logprobs = {} if result.logprobs is None else self._logprobs(choice.logprobs)
-        return _head(self._app) | self._said(choice.text) | logprobs | self._done(answer)
+        said = self._said(choice.text)
+        if called := _called(result):
+            said["message"]["tool_calls"] = called
+        return _head(self._app) | said | logprobs | self._done(answer)
 
     def begin(self, answer: Answer) -> bytes:
         return b""
@@ -179,10 +194,14 @@ class Lines:
         return _line(_head(self._app) | self._said(text) | {"done": False} | more)
 
     def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
-        raise NotImplementedError
+        return b""  # they are told when they are complete
 
     def last(self, index: int, result: Completion) -> bytes:
-        return b""
+        called = _called(result)
+        if not called:
+            return b""
+        message = {"role": "assistant", "content": "", "tool_calls": called}
+        return _line(_head(self._app) | {"message": message, "done": False})
 
     def end(self, answer: Answer) -> bytes:
         return _line(_head(self._app) | self._said("") | self._done(answer))
@@ -198,7 +217,7 @@ class Lines:
         context = {"context": [*answer.prompts[0], *result.tokens]} if self._tells_context else {}
         return {
             "done": True,
-            "done_reason": result.finish_reason,
+            "done_reason": "stop" if result.finish_reason == "tool_calls" else result.finish_reason,
             **context,
             "total_duration": time.monotonic_ns() - self._began,
             "load_duration": 0,
@@ -207,6 +226,15 @@ class Lines:
             "eval_count": result.usage.completion_tokens,
             "eval_duration": round(1e9 * result.timings.generate_s),
         }
+
+
+def _called(result: Completion) -> list[dict[str, Any]]:
+    """The calls of tools that are complete."""
+    found = []
+    for call in result.tool_calls:
+        with suppress(ValueError):  # where the answer was cut
+            found.append({"function": {"name": call.name, "arguments": json.loads(call.arguments)}})
+    return found
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -8,7 +8,8 @@ from msgspec import Meta, Struct
 
 from gemmart.server import limits
 from gemmart.server.replies import Reply, TokenLogprob
-from gemmart.server.schema import Sampled, Stop, Stops, documented
+from gemmart.server.schema import Sampled, Stop, Stops, ToolSpec, documented
+from gemmart.tools import MAX_TOOLS
 
 # Requests
 
@@ -50,10 +51,20 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     images: Images | None = None
 
 
+class OllamaFunction(Struct):
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaCall(Struct):
+    function: OllamaFunction
+
+
 class OllamaMessage(Struct, kw_only=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     images: Images | None = None
+    tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
 
 
@@ -61,6 +72,7 @@ class OllamaChatRequest(OllamaRequest, kw_only=True):
     """POST /api/chat."""
 
     messages: Annotated[list[OllamaMessage], Meta(max_length=limits.MESSAGES)] | None = None
+    tools: Annotated[list[ToolSpec], documented(maxItems=MAX_TOOLS)] | None = None
 
 
 class OllamaShowRequest(Struct, kw_only=True):
@@ -94,9 +106,19 @@ class OllamaAnswer(Reply, kw_only=True):
     logprobs: list[TokenLogprob] | None = None
 
 
+class OllamaCalledFunction(Reply):
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaCalled(Reply):
+    function: OllamaCalledFunction
+
+
 class OllamaSaid(Reply):
     role: Literal["assistant"]
     content: str
+    tool_calls: list[OllamaCalled] | None = None
 
 
 class OllamaChat(OllamaAnswer, kw_only=True):
