@@ -303,7 +303,7 @@ def test_the_model(server: httpx.Client, model: gemmart.Model, name: str) -> Non
         assert shown["model_info"]["general.architecture"] == "gemma2"
         assert shown["model_info"]["gemma2.context_length"] == 512
         assert shown["license"] == "apache-2.0"
-        assert shown["capabilities"] == ["completion"]
+        assert shown["capabilities"] == ["completion", "tools"]
     refused(server.post("/api/show", json={"model": "other"}), 404)
     assert server.get("/api/version").json()["gemmart"] == gemmart.__version__
 

@@ -59,7 +59,7 @@ async def show(request: Request) -> Response:
             "template": model.chat_template or "",
             "details": _details(app),
             "model_info": model.metadata | {"general.parameter_count": model.info.n_parameters},
-            "capabilities": ["completion"],
+            "capabilities": ["completion"] if model.chat_template is None else ["completion", "tools"],
             "modified_at": _modified(app),
         }
     )
