@@ -244,6 +244,7 @@ def test_a_conversation_with_calls(model: gemmart.Model) -> None:
         (lambda: Toolbox(["a"]), "tools[0]", "str, expected a tool"),
         (lambda: Toolbox([{"name": "a", "parameters": 3}]), "tools[0].function.parameters", "no JSON schema"),
         (lambda: Toolbox([{"function": 3}]), "tools[0].function", "no object"),
+        (lambda: Toolbox([Tool("a", "", {"x": {1, 2}})]).messages(ASKED), "tools", "a: the parameters must be"),
         (lambda: Toolbox([], "required"), "tool_choice", "no tool to call"),
         (lambda: Toolbox([Tool("a")], "b"), "tool_choice", "no tool 'b'"),
         (lambda: Toolbox([Tool("a")], allowed=["b"]), "tool_choice", "no tool 'b'"),

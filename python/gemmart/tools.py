@@ -158,7 +158,7 @@ class Toolbox:
         if not self._told:
             return written
         section = SECTION.format(tools="\n".join(_described(tool) for tool in self._told))
-        if written and written[0].get("role") in ("system", "developer"):
+        if written and isinstance(written[0], Mapping) and written[0].get("role") in ("system", "developer"):
             content = text_of(written[0].get("content"), "messages[0].content")
             return [{**written[0], "content": f"{content}\n\n{section}" if content else section}, *written[1:]]
         return [{"role": "system", "content": section}, *written]
@@ -289,7 +289,12 @@ def _certain(text: str) -> int:
 
 def _described(tool: Tool) -> str:
     found = {"name": tool.name, "description": tool.description, "parameters": tool.parameters or {}}
-    return json.dumps({name: value for name, value in found.items() if value}, ensure_ascii=False)
+    try:
+        return json.dumps({name: value for name, value in found.items() if value}, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"tools: {tool.name}: the parameters must be what JSON can hold: {error}", "tools"
+        ) from None
 
 
 def _arguments(tool: Tool) -> str:
