@@ -140,7 +140,7 @@ class ChatTemplate(ABC):
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Copies of the messages whose role is known ("developer" is "system") and whose content is a string or, beside
-    tool calls, None."""
+    the assistant's tool calls, None."""
     if not messages:
         raise InvalidRequest("messages is empty; a chat needs at least one", "messages")
     checked = []
@@ -154,7 +154,7 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise InvalidRequest(
                 f"messages[{index}].role is {role!r}, expected one of {', '.join(ROLES)}", f"messages[{index}].role"
             )
-        if content is not None or not message.get("tool_calls"):
+        if content is not None or role != "assistant" or not message.get("tool_calls"):
             content = text_of(content, f"messages[{index}].content")
         checked.append({**message, "role": "system" if role == "developer" else role, "content": content})
     return checked

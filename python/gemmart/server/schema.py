@@ -131,14 +131,15 @@ def text_of(content: str | Sequence[Part], where: str, kinds: Sequence[str] = ("
     return between.join(part.text or "" for part in content)
 
 
+CALLING = {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}}
 Messages = Annotated[
     list[
         Annotated[
             ChatMessage,
             documented(
-                anyOf=[  # who calls tools need not say anything
+                anyOf=[  # an assistant that calls tools need not say anything
                     {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
-                    {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+                    {"required": ["tool_calls"], "properties": CALLING},
                 ]
             ),
         ]
