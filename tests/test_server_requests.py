@@ -348,7 +348,6 @@ def test_a_body_without_an_end_is_not_taken(server: httpx.Client) -> None:
 
 def test_unknown_paths_and_methods(server: httpx.Client) -> None:
     for path in (
-        "/",
         "/v1",
         "/v1/",
         "/v1/chat",
