@@ -188,7 +188,7 @@ def test_settings_are_sent(chat: Tab) -> None:
         "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.02, "repeat_penalty": 1.1, "seed": 42,
         "max_tokens": 3, "stop": ["zzz", "\n\n"], "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    expect(chat.answers.last).to_contain_text("cut at the most tokens")
+    expect(chat.answers.last).to_contain_text("cut at max tokens")
     chat["#settings-open"].click()
     chat["#setting-temperature"].fill("3")
     chat.button("Save", "#settings").click()

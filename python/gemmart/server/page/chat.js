@@ -113,7 +113,7 @@ export class Chat {
     }
     const figures = [];
     if (message.finish === "length") {
-      figures.push("cut at the most tokens, or where the context is full");
+      figures.push("cut at max tokens, or where the context is full");
     } else if (message.role === "assistant" && message.finish !== "stop" && !message.error) {
       figures.push("stopped");
     }

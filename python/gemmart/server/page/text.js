@@ -53,7 +53,7 @@ export class Text {
       const { finish, usage, timings } = await writing;
       figures = { usage, speed: timings?.predicted_per_second };
       if (finish === "length") {
-        notice("Cut at the most tokens, or where the context is full.");
+        notice("Cut at max tokens, or where the context is full.");
       }
     } catch (error) {
       notice(error.message, "Try again", () => this.goOn(), true);
