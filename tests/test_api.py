@@ -106,7 +106,7 @@ def test_plan_is_what_load_takes(kv_type: str, tiny: Tiny) -> None:
         assert (model.plan.weight_bytes, model.plan.kv_bytes) == (plan.weight_bytes, plan.kv_bytes)
         stats = model._engine._kv.stats()
         assert sum(stats[g]["n_pages"] * stats[g]["page_bytes"] for g in ("global", "windowed")) == plan.kv_bytes
-        assert len(model.generate(PROMPT, max_tokens=5).tokens) == 5
+        assert len(model.generate(PROMPT, max_tokens=5, ignore_eos=True).tokens) == 5
 
 
 def test_ctx_beyond_training_is_capped(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ import gemmart
 from conftest import Tiny, open_context
 from edit import edit
 from gemmart import _core, errors
+from gemmart.machine import available_memory
 
 # The published contract: class, its bases outside of ours, exit code, HTTP status.
 CONTRACT = [
@@ -217,8 +218,12 @@ def test_memory_that_is_not_there(long_context: Path) -> None:
         gemmart.plan(long_context, parallel=128)
 
 
-def test_ctx_left_open_fits(long_context: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half as long, until it fits; said in the log."""
+def test_ctx_left_open_fits(
+    long_context: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half as long, until it fits; said in the log. Memory stays as it is meanwhile, whatever else runs."""
+    n_bytes = available_memory()
+    monkeypatch.setattr("gemmart.memory.available_memory", lambda: n_bytes)
     plan = gemmart.plan(long_context, kv_type="f32")
     assert plan.fits
     assert plan.ctx < 1 << 24
