@@ -4,9 +4,7 @@ spell it: what is sent ends exactly before the stop, streamed or not, and is goo
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,7 +14,7 @@ import gemmart
 from conftest import Tiny
 from serving import CHAT, MINUTE, events, question
 
-# (text, stops, what is sent)
+# (text, which is its own regular expression, stops, what is sent)
 STOPS = [
     ("hello that was the word", ["that"], "hello "),
     ("hello that was the word", [" the word"], "hello that was"),
@@ -57,18 +55,6 @@ def server(model: gemmart.Model) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture
-def says(model: gemmart.Model, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes every answer this text, in tokens that the sampling chooses."""
-    prepare = model.prepare
-
-    def says(text: str) -> None:
-        pattern = re.sub(r"([^\w\s])", r"\\\1", text) if text.isascii() else text
-        monkeypatch.setattr(model, "prepare", partial(prepare, format=gemmart.Format.regex(pattern)))
-
-    return says
-
-
 def both(server: httpx.Client, body: dict[str, Any]) -> tuple[str, str, int]:
     """The text of an answer and why it ended, whole and streamed alike, and how many tokens it took."""
     whole = server.post(CHAT, json=body).json()
@@ -82,22 +68,20 @@ def both(server: httpx.Client, body: dict[str, Any]) -> tuple[str, str, int]:
 
 
 @pytest.mark.parametrize(("text", "stops", "sent"), STOPS)
-def test_ends_before_the_stop(
-    text: str, stops: list[str], sent: str, server: httpx.Client, says: Callable[[str], None]
-) -> None:
-    says(text)
+def test_ends_before_the_stop(text: str, stops: list[str], sent: str, server: httpx.Client) -> None:
     counts = set()
     for seed in range(10):
-        found, reason, n_tokens = both(server, question(seed=seed, temperature=2, top_k=0, top_p=1, stop=stops))
+        found, reason, n_tokens = both(
+            server, question(regex=text, seed=seed, temperature=2, top_k=0, top_p=1, stop=stops)
+        )
         assert (found, reason) == (sent, "stop")
         counts.add(n_tokens)
     assert len(counts) > 1 or len(text) < 12  # the stop lay differently over the tokens
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_characters_token_by_token(seed: int, server: httpx.Client, says: Callable[[str], None]) -> None:
+def test_characters_token_by_token(seed: int, server: httpx.Client) -> None:
     text = "".join(random.Random(seed).choices(ALPHABET, k=12))
-    says(text)
-    # The stops begin as the text ends, and never come.
-    found, reason, _ = both(server, question(seed=seed, temperature=1, stop=[text[-n:] + "!" for n in range(1, 5)]))
+    stops = [text[-n:] + "!" for n in range(1, 5)]  # they begin as the text ends, and never come
+    found, reason, _ = both(server, question(regex=text, seed=seed, temperature=1, stop=stops))
     assert (found, reason) == (text, "stop")
