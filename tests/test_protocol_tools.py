@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import httpx
 import ollama
+import openai
 import pytest
 
 import gemmart
@@ -95,6 +96,55 @@ def test_ollama_results(server: httpx.Client, model: gemmart.Model) -> None:
         options={"temperature": 0, "num_predict": 9},
     )
     assert answer["message"]["content"] == expected.text
+
+
+# OpenAI's responses
+
+FUNCTIONS = [{"type": "function", "name": "say", "description": "Says it", "parameters": SAY}]
+
+
+def test_responses(server: httpx.Client, model: gemmart.Model) -> None:
+    seed, expected = called(model, "say")
+    (call,) = expected.tool_calls
+    options: dict[str, Any] = {"tools": FUNCTIONS, "tool_choice": {"type": "function", "name": "say"}}
+    options |= {"instructions": "be kind", "max_output_tokens": 200, "extra_body": {"seed": seed}}
+    with openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none", max_retries=0, timeout=MINUTE) as client:
+        answer = client.responses.create(model="x", input=MESSAGES[1]["content"], **options)
+        with client.responses.stream(model="x", input=MESSAGES[1]["content"], **options) as stream:
+            pieces = [e.delta for e in stream if e.type == "response.function_call_arguments.delta"]
+            streamed = stream.get_final_response()
+    assert "".join(pieces) == call.arguments
+    for found in (answer, streamed):
+        (item,) = found.output
+        assert (item.type, item.name, item.arguments, item.status) == (
+            "function_call",
+            "say",
+            call.arguments,
+            "completed",
+        )
+        assert found.status == "completed"
+
+
+def test_responses_results(server: httpx.Client, model: gemmart.Model) -> None:
+    items = [
+        *MESSAGES,
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Well."}]},
+        {"type": "function_call", "call_id": "c1", "name": "say", "arguments": '{"it": "a"}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "a!"},
+    ]
+    calls = [{"id": "c1", "function": {"name": "say", "arguments": '{"it": "a"}'}}]
+    plain = [
+        *MESSAGES,
+        {"role": "assistant", "content": "Well.", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "content": "a!"},
+    ]
+    expected = model.chat(plain, gemmart.Sampling(temperature=0), tools=TOOLS, max_tokens=9)
+    body = {"input": items, "tools": FUNCTIONS, "temperature": 0, "max_output_tokens": 9}
+    answer = ask(server, "/v1/responses", **body)
+    assert answer["output"][0]["content"][0]["text"] == expected.text
+    assert answer["usage"]["input_tokens"] == expected.usage.prompt_tokens
+    response = server.post("/v1/responses", json=body | {"input": items[-1:]})
+    assert response.json()["error"]["param"] == "input[0].call_id"
 
 
 # Anthropic

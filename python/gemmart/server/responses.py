@@ -20,9 +20,9 @@ from gemmart.server import body
 from gemmart.server.answers import Answer, Call, answer, sampling_of, token_logprobs
 from gemmart.server.errors import OPENAI, unsupported
 from gemmart.server.generation import EVENTS, PING, Placed, event
-from gemmart.server.responses_schema import TEXT_PARTS, JsonObject, PlainText, ResponsesRequest
+from gemmart.server.responses_schema import NEEDED, TEXT_PARTS, FunctionChoice, JsonObject, PlainText, ResponsesRequest
 from gemmart.server.schema import text_of
-from gemmart.tools import CallDelta
+from gemmart.tools import CallDelta, Tool, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.server.app import App
@@ -39,14 +39,16 @@ async def responses(request: Request) -> HttpResponse:
     if asked.top_logprobs and not logprobs:
         raise InvalidRequest(f'top_logprobs: needs include: ["{LOGPROBS}"]', "top_logprobs")
     messages = _messages(asked)
+    toolbox = _toolbox(asked)
     app.log_prompt(request, messages)
     call = Call(
-        prompts=[partial(app.model.chat_tokens, messages)],
+        prompts=[partial(app.model.chat_tokens, messages, toolbox=toolbox)],
         sampling=sampling_of(asked),
         seed=asked.seed,
         max_tokens=asked.max_output_tokens,
         logprobs=(asked.top_logprobs or 0) if logprobs else None,
         format=partial(_format, asked),
+        toolbox=toolbox,
         stream=bool(asked.stream),
     )
     return await answer(request, call, Response(app, asked, call))
@@ -73,21 +75,44 @@ def _format(asked: ResponsesRequest) -> Format | None:
 
 def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
     """The conversation as templates take it."""
-    messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    messages: list[dict[str, Any]] = []
+    if asked.instructions:
+        messages.append({"role": "system", "content": asked.instructions})
     if isinstance(asked.input, str):
         return [*messages, {"role": "user", "content": asked.input}]
+    called: set[str] = set()
     for i, item in enumerate(asked.input):
-        if item.type != "message" or item.role is None or item.content is None:
-            where = f"input[{i}]"
-            raise InvalidRequest(
-                f"{where} is no message, with a role and a content; this server reads these only", where
-            )
-        messages.append({"role": item.role, "content": text_of(item.content, f"input[{i}].content", TEXT_PARTS)})
+        where = f"input[{i}]"
+        for name in NEEDED[item.type]:
+            if getattr(item, name) is None:
+                raise InvalidRequest(f"{where}.{name}: is missing", f"{where}.{name}")
+        if item.type == "message":
+            content = text_of(item.content or "", f"{where}.content", TEXT_PARTS)
+            messages.append({"role": item.role, "content": content})
+        elif item.type == "function_call":
+            called.add(str(item.call_id))
+            call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
+            if messages and messages[-1]["role"] == "assistant":  # the same turn
+                messages[-1].setdefault("tool_calls", []).append(call)
+            else:
+                messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        else:
+            if item.call_id not in called:
+                raise InvalidRequest(f"{where}.call_id: no call before has the id {item.call_id!r}", f"{where}.call_id")
+            text = text_of(item.output or "", f"{where}.output", TEXT_PARTS)
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": text})
     return messages
 
 
+def _toolbox(asked: ResponsesRequest) -> Toolbox:
+    given = asked.tools or ()
+    tools = [Tool(tool.name, tool.description or "", tool.parameters, bool(tool.strict)) for tool in given]
+    choice = asked.tool_choice.name if isinstance(asked.tool_choice, FunctionChoice) else asked.tool_choice
+    return Toolbox(tools, choice or "auto", parallel=asked.parallel_tool_calls is not False)
+
+
 class Response:
-    """An answer as a response of one message."""
+    """An answer as a response of a message, of calls, or of both."""
 
     media_type = EVENTS
     ping = PING
@@ -98,7 +123,9 @@ class Response:
         self._n_events = 0
         self._text = ""
         self._logprobs: list[dict[str, Any]] = []
-        self._item_id = "msg_" + secrets.token_hex(12)
+        self._may_call = bool(call.toolbox)
+        self._item: dict[str, Any] | None = None  # under way; its text, or its arguments, are in _text
+        self._items: list[dict[str, Any]] = []  # that are complete
         self._response: dict[str, Any] = {
             "id": "resp_" + secrets.token_hex(12),
             "object": "response",
@@ -113,13 +140,13 @@ class Response:
             "metadata": asked.metadata or {},
             "model": app.model_id,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": sampling.temperature,
             "text": {"format": asked.text.format if asked.text and asked.text.format else PlainText()},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": asked.tools or [],
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": sampling.top_p,
             "truncation": "disabled",
@@ -128,31 +155,42 @@ class Response:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         (choice,) = answer.choices
-        self._take(choice.text, choice.logprobs)
+        (result,) = answer.results
+        if choice.text or not result.tool_calls:
+            self._begin_message()
+            self._take(choice.text, choice.logprobs)
+            self._end_item(_status(result))
+        for call in result.tool_calls:
+            self._begin_call(call.id, call.name)
+            self._text = call.arguments
+            self._end_item(_status(result))
         return self._finished(answer)
 
     def begin(self, answer: Answer) -> bytes:
         return (
             self._event("response.created", response=self._response)
             + self._event("response.in_progress", response=self._response)
-            + self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
-            + self._part_event("response.content_part.added", part=self._part("", []))
+            + (b"" if self._may_call else self._begin_message())
         )
 
     def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
+        begin = b"" if self._item else self._begin_message()
         added = self._take(text, logprobs)
-        return self._part_event("response.output_text.delta", delta=text, logprobs=added)
+        return begin + self._part_event("response.output_text.delta", delta=text, logprobs=added)
 
     def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
-        raise NotImplementedError
+        events = b""
+        for call in calls:
+            if call.id is not None and call.name is not None:
+                events += self._end_item("completed") + self._begin_call(call.id, call.name)
+            if call.arguments:
+                self._text += call.arguments
+                events += self._item_event("response.function_call_arguments.delta", delta=call.arguments)
+        return events
 
     def last(self, index: int, result: Completion) -> bytes:
-        part = self._part(self._text, self._logprobs)
-        return (
-            self._part_event("response.output_text.done", text=self._text, logprobs=self._logprobs)
-            + self._part_event("response.content_part.done", part=part)
-            + self._event("response.output_item.done", output_index=0, item=self._item(_status(result), [part]))
-        )
+        begin = b"" if self._item or self._items else self._begin_message()
+        return begin + self._end_item(_status(result))
 
     def end(self, answer: Answer) -> bytes:
         response = self._finished(answer)
@@ -175,12 +213,11 @@ class Response:
         (result,) = answer.results
         usage = answer.usage
         status = _status(result)
-        part = self._part(self._text, self._logprobs)
         return self._response | {
             "status": status,
             "completed_at": int(time.time()) if status == "completed" else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": [self._item(status, [part])],
+            "output": self._items,
             "usage": {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
@@ -191,25 +228,55 @@ class Response:
             },
         }
 
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
+    def _begin_message(self) -> bytes:
+        begin = self._begin_item(
+            {"type": "message", "id": "msg_" + secrets.token_hex(12), "role": "assistant"}, content=[]
+        )
+        return begin + self._part_event("response.content_part.added", part=self._part("", []))
+
+    def _begin_call(self, call_id: str, name: str) -> bytes:
+        item = {"type": "function_call", "id": "fc_" + secrets.token_hex(12), "call_id": call_id, "name": name}
+        return self._begin_item(item, arguments="")
+
+    def _begin_item(self, item: dict[str, Any], **empty: Any) -> bytes:
+        self._item, self._text, self._logprobs = item, "", []
+        item = item | {"status": "in_progress"} | empty
+        return self._event("response.output_item.added", output_index=len(self._items), item=item)
+
+    def _end_item(self, status: str) -> bytes:
+        """Of the one under way, if there is one."""
+        if self._item is None:
+            return b""
+        if self._item["type"] == "message":
+            part = self._part(self._text, self._logprobs)
+            filled: dict[str, Any] = {"content": [part]}
+            events = self._part_event("response.output_text.done", text=self._text, logprobs=self._logprobs)
+            events += self._part_event("response.content_part.done", part=part)
+        else:
+            filled = {"arguments": self._text}
+            events = self._item_event(
+                "response.function_call_arguments.done", name=self._item["name"], arguments=self._text
+            )
+        item = self._item | {"status": status} | filled
+        events += self._event("response.output_item.done", output_index=len(self._items), item=item)
+        self._items.append(item)
+        self._item = None
+        return events
 
     @staticmethod
     def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
-    def _part_event(self, name: str, **more: Any) -> bytes:
-        return self._event(name, item_id=self._item_id, output_index=0, content_index=0, **more)
+    def _part_event(self, kind: str, **more: Any) -> bytes:
+        return self._item_event(kind, content_index=0, **more)
 
-    def _event(self, name: str, **more: Any) -> bytes:
+    def _item_event(self, kind: str, **more: Any) -> bytes:
+        assert self._item is not None
+        return self._event(kind, item_id=self._item["id"], output_index=len(self._items), **more)
+
+    def _event(self, kind: str, **more: Any) -> bytes:
         self._n_events += 1
-        return event(name, {"type": name, "sequence_number": self._n_events - 1, **more})
+        return event(kind, {"type": kind, "sequence_number": self._n_events - 1, **more})
 
 
 def _status(result: Completion) -> str:

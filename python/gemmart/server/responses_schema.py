@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from gemmart.server import limits
 from gemmart.server.replies import Reply, TokenLogprob
 from gemmart.server.schema import Part, Sampled, documented, part
+from gemmart.tools import MAX_TOOLS, NAME
 
 # Requests
 
@@ -22,14 +23,43 @@ ItemParts = Annotated[list[Annotated[Part, part(*TEXT_PARTS)]], Meta(max_length=
 class Item(Struct):
     """Of the input."""
 
-    type: Annotated[str, documented(const="message")] = "message"
+    type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | ItemParts | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | ItemParts | None = None
 
 
+NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+}
+"""Which fields the items of a type have."""
 SAID = documented(
-    required=["role", "content"], properties={"role": {"type": "string"}, "content": {"not": {"type": "null"}}}
+    anyOf=[
+        {
+            "required": [*names, *(["type"] if kind != "message" else [])],
+            "properties": {"type": {"const": kind}, **{name: {"not": {"type": "null"}} for name in names}},
+        }
+        for kind, names in NEEDED.items()
+    ]
 )
+
+
+class FunctionTool(Struct, kw_only=True):
+    type: Literal["function"]
+    name: Annotated[str, documented(pattern=f"^{NAME.pattern}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(Struct):
+    type: Literal["function"]
+    name: str
 
 
 class PlainText(Struct, tag="text"):
@@ -68,6 +98,9 @@ class ResponsesRequest(Sampled, kw_only=True):
     include: list[str] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.TOP_LOGPROBS)] | None = None
     text: TextConfig | None = None
+    tools: Annotated[list[FunctionTool], documented(maxItems=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     truncation: Annotated[Literal["auto", "disabled"], documented(const="disabled")] | None = None
     background: Annotated[bool, documented(const=False)] | None = None
@@ -88,12 +121,19 @@ class OutputText(Reply):
     logprobs: list[TokenLogprob]
 
 
-class OutputMessage(Reply):
+class OutputMessage(Reply, tag="message"):
     id: str
-    type: Literal["message"]
     status: Status
     role: Literal["assistant"]
     content: list[OutputText]
+
+
+class OutputCall(Reply, tag="function_call"):
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    arguments: str
 
 
 class InputDetails(Reply):
@@ -140,14 +180,14 @@ class WholeResponse(Reply):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
     previous_response_id: None
     store: Literal[False]
     temperature: float
     text: TextSettings
-    tool_choice: str
-    tools: list[None]
+    tool_choice: str | FunctionChoice
+    tools: list[FunctionTool]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
@@ -184,7 +224,7 @@ class Failed(OfResponse, tag="response.failed"):
 
 class OfItem(Numbered):
     output_index: int
-    item: OutputMessage
+    item: OutputMessage | OutputCall
 
 
 class ItemAdded(OfItem, tag="response.output_item.added"):
@@ -219,6 +259,20 @@ class TextDone(OfPart, tag="response.output_text.done"):
     logprobs: list[TokenLogprob]
 
 
+class OfCall(Numbered):
+    item_id: str
+    output_index: int
+
+
+class ArgumentsAdded(OfCall, tag="response.function_call_arguments.delta"):
+    delta: str
+
+
+class ArgumentsDone(OfCall, tag="response.function_call_arguments.done"):
+    name: str
+    arguments: str
+
+
 class ErrorEvent(Numbered, tag="error"):
     code: str
     message: str
@@ -227,5 +281,5 @@ class ErrorEvent(Numbered, tag="error"):
 
 ResponseEvent = (
     Created | InProgress | ItemAdded | PartAdded | TextAdded | TextDone | PartDone | ItemDone | Completed | Ended
-    | ErrorEvent | Failed
+    | ArgumentsAdded | ArgumentsDone | ErrorEvent | Failed
 )  # fmt: skip
