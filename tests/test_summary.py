@@ -51,6 +51,7 @@ def test_the_oldest_exchanges_become_a_summary(model: gemmart.Model) -> None:
     session = filled(model)
     before = list(session.messages)
     turn = session.stream(LINE)
+    assert turn._request.max_tokens == most_tokens(CTX)
     told: list[tuple[str, int, int | None]] = []
     turn.progress = lambda what, done, total: told.append((what, done, total))
     shown = "".join(delta.text for delta in turn)
