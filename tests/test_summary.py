@@ -11,7 +11,16 @@ import gemmart
 from conftest import Tiny
 from gemmart import Sampling
 from gemmart.errors import ContextOverflow
-from gemmart.summary import HEADER, INSTRUCTION, NOTED, Summarising, most_tokens, with_summary, without_summary
+from gemmart.summary import (
+    CONTINUED,
+    HEADER,
+    INSTRUCTION,
+    NOTED,
+    Summarising,
+    most_tokens,
+    with_summary,
+    without_summary,
+)
 
 CTX = 2048
 LINE = "that is the word " * 8
@@ -68,6 +77,7 @@ def test_the_oldest_exchanges_become_a_summary(model: gemmart.Model) -> None:
     assert completion.usage.prompt_tokens <= CTX // 2 + 16  # with the header
     summarising = [(done, total) for what, done, total in told if what == "summarising"]
     assert summarising == sorted(summarising)
+    assert len({total for _, total in summarising}) == 1
     assert summarising[-1][0] == summarising[-1][1]
 
 
@@ -126,16 +136,25 @@ def test_a_template_without_system_messages(tiny: Tiny) -> None:
         assert n > 1
 
 
-def test_an_exchange_that_is_too_long_to_be_summarised_at_once(model: gemmart.Model) -> None:
+def test_an_exchange_that_is_too_long_to_be_summarised_at_once(
+    model: gemmart.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list] = []
+    take_next = Summarising._next
+    monkeypatch.setattr(Summarising, "_next", lambda self: (asked.append(take_next(self)), asked[-1])[1])
     session = model.session("you are one", overflow="summarise", sampling=Sampling(temperature=0), ignore_eos=True)
     session.messages += [
         {"role": "user", "content": "one word is not the " * 10},
         {"role": "assistant", "content": "the word " * 925},
     ]
     assert CTX - 200 < len(session.tokens) < CTX
+    whole = "".join(message["content"] for message in session.messages[1:])
     turn = session.stream("what is the word " * 40, max_tokens=300)
     turn.result()
     assert turn.forgotten == 2
+    assert len(asked) > 1
+    told = (message["content"] for part in asked for message in part)
+    assert "".join(text for text in told if text not in (NOTED, CONTINUED)) == whole
     assert [message["role"] for message in session.messages] == ["system", "user", "assistant"]
     assert session.messages[0]["content"].endswith(turn.summary)
     assert turn.summary
@@ -173,8 +192,9 @@ def test_a_stopped_turn(model: gemmart.Model, moment: str) -> None:
     assert model.n_requests == (0, 0) or moment == "in the answer"
 
 
-def test_a_turn_that_does_not_fit_beside_a_summary(model: gemmart.Model) -> None:
+def test_a_turn_that_does_not_fit_beside_a_summary(model: gemmart.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     session = filled(model)
+    monkeypatch.setattr(Summarising, "request", lambda self, emit: pytest.fail("a summary is asked for"))
     before = list(session.messages)
     with pytest.raises(ContextOverflow):
         session.send("word " * 2400)
