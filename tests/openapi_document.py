@@ -25,7 +25,7 @@ BEYOND = re.compile(
     "|more than 64 answers"  # prompts times n
     "|has one format|in a format ends|together with tools"
     "|there is no tool|is no tool to call|two have the name"
-    "|no call before has the id|arguments: is no JSON"
+    "|no call before has the id"
     "|(json_schema|function|allowed_tools|tool_choice.name): is missing"  # which some types need
 )
 """Why a request may be refused though each of its fields is as the document says."""

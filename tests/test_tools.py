@@ -231,6 +231,9 @@ def test_a_conversation_with_calls(model: gemmart.Model) -> None:
     assert control == [token for token in model.chat_tokens(plain) if model.tokenizer.is_control(token)]
     no_id = model.apply_template([*ASKED, {"role": "tool", "name": "clock", "content": "12:00"}])
     assert '{"name": "clock", "content": "12:00"}' in no_id
+    cut = ToolCall("call_1", "say", '{"it": "a').to_openai()  # its answer had no more tokens
+    cut_off = model.apply_template([*ASKED, {"role": "assistant", "content": None, "tool_calls": [cut]}, chat[-1]])
+    assert '{"name": "say", "arguments": "{\\"it\\": \\"a"}' in cut_off
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -356,10 +357,8 @@ def _written(call: Any, where: str, names: dict[str, str]) -> str:
     names[str(call.get("id"))] = function["name"]
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError):  # of an answer that was cut off they are a beginning, and stay text
             arguments = json.loads(arguments or "{}")
-        except ValueError:
-            raise InvalidRequest(f"{where}.function.arguments: is no JSON", f"{where}.function.arguments") from None
     value = json.dumps(arguments, ensure_ascii=False)
     return f'{BEGIN}\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {value}}}\n{END}'
 
