@@ -122,10 +122,11 @@ def test_without_a_seed_answers_differ_and_tell_it(server: httpx.Client, model: 
 
 def test_roles_and_parts(server: httpx.Client, model: gemmart.Model) -> None:
     parts = [{"type": "text", "text": "what "}, {"type": "text", "text": "is it"}]
+    call = {"id": "x", "type": "function", "function": {"name": "answer", "arguments": "{}"}}
     given = [
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": parts, "name": "ann"},
-        {"role": "assistant", "content": "a word"},
+        {"role": "assistant", "content": "a word", "tool_calls": [call]},
         {"role": "tool", "content": "42", "tool_call_id": "x"},
     ]
     answer = ask(server, {"messages": given, "temperature": 0, "max_tokens": 9})

@@ -44,6 +44,9 @@ LOGIT_BYTES = 256 << 20
 """Most bytes of logits that one step keeps, where a request wants them all."""
 ANY_TOKEN = np.zeros(0, np.int32)
 """The mask that allows all."""
+LEAST_SHARE = 128
+"""Tokens of a prompt in a step, where it has so many. Of 32 short prompts that come together some are answered at once
+then, and the last one as early as if all were read side by side."""
 LENT_SECONDS = 0.02
 """How often a request that waits for lent pages, and for nothing else, looks for them."""
 
@@ -308,7 +311,7 @@ class Engine:
 
     def _make_batch(self) -> list[tuple[_Sequence, int]]:
         """(sequence, number of its pending tokens): one for each, as far as they go; prompts have equal shares of the
-        rest."""
+        rest, those that waited longest, if shares would be small."""
         self._active.sort(key=lambda s: s.last_step)  # whoever waited longest comes first
         chosen = self._active[: self._n_batch]
         batch = [(s, 1) for s in chosen if len(s.pending) == 1]
@@ -316,7 +319,8 @@ class Engine:
         room = self._n_batch - len(batch)
         logit_rows = max(1, LOGIT_BYTES // (4 * self._tokenizer.n_tokens))
         for i, sequence in enumerate(prompts):
-            n = min(len(sequence.pending), -(-room // (len(prompts) - i)), _core.KV_CHUNK)
+            share = max(LEAST_SHARE, -(-room // (len(prompts) - i)))
+            n = min(len(sequence.pending), share, room, _core.KV_CHUNK)
             if sequence.request.n_logits or sequence.request.n_prompt_logprobs is not None:
                 n = min(n, logit_rows)
                 logit_rows -= n
