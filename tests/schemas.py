@@ -12,7 +12,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 ORDER = (
-    *("run", "list", "show", "pull", "plan", "doctor", "config", "version", "tokenize"),
+    *("run", "list", "show", "pull", "plan", "doctor", "config", "version", "tokenize", "embed"),
     *("bench", "bench-phases", "bench-kernels", "quantize", "perplexity"),
 )
 HEAD = """# What `--json` prints

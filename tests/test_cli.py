@@ -151,7 +151,7 @@ def test_sampling_flags_reach_the_sampler(home: Path, chat_file: Path, model: ge
     )  # fmt: skip
     given = run.command.make_context("run", [str(chat_file), *flags]).params
     assert run._generation(given) == {
-        "sampling": sampling, "seed": 7, "max_tokens": 40, "stop": (), "ignore_eos": False
+        "sampling": sampling, "seed": 7, "max_tokens": 40, "stop": (), "ignore_eos": False, "format": None
     }  # fmt: skip
     expected = model.generate("hello", sampling, seed=7, max_tokens=40)
     found = json.loads(program.run(chat_file, "--cli", "-p", "hello", "--json", *flags, home=home).stdout)

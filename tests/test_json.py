@@ -59,6 +59,7 @@ def test_every_schema_is_told() -> None:
         ("config", ("config", "serve", "--json")),
         ("version", ("--version", "--json")),
         ("tokenize", ("tokenize", "MODEL", "hello <word>", "--json")),
+        ("embed", ("embed", "MODEL", "a", "b", "--json")),
         ("bench", ("bench", "MODEL", "--json", "--prompt", "8", "--decode", "2", "--repeat", "1")),
         ("bench-phases", ("bench", "MODEL", "--phases", "--json", "--prompt", "8", "--decode", "2", "--repeat", "1")),
         ("quantize", ("quantize", "MODEL", "out.gguf", "Q4_0", "--dry-run", "--json")),

@@ -44,6 +44,9 @@ def client(model: gemmart.Model) -> Iterator[openai.OpenAI]:
         yield client
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
 def ask(server: httpx.Client, body: dict[str, Any], path: str = CHAT) -> dict[str, Any]:
     response = server.post(path, json=body)
     assert response.status_code == 200, response.text
@@ -470,3 +473,16 @@ def test_company_changes_nothing(server: httpx.Client, model: gemmart.Model) -> 
     with ThreadPoolExecutor(32) as pool:
         for streams in ([False] * 32, [i % 3 > 0 for i in range(32)]):
             assert list(pool.map(answer, bodies, streams)) == alone
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias." + 40 * "1"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "none"}}}, "tool_choice"),
+    ],
+)
+def test_what_is_told_rather_than_taken(server: httpx.Client, body: dict[str, Any], param: str) -> None:
+    answer = server.post(CHAT, json={"messages": MESSAGES, **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text

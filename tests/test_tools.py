@@ -16,7 +16,7 @@ import pytest
 import gemmart
 from conftest import Tiny
 from gemmart import ConstraintError, InvalidRequest, Sampling, Tool, ToolCall
-from gemmart.tools import CallDelta, CallParser, Toolbox
+from gemmart.tools import CallDelta, CallParser, Toolbox, written_out
 from test_engine import at_once
 
 TREE = {
@@ -132,7 +132,7 @@ def test_stop_strings_and_lengths_end_calls(model: gemmart.Model) -> None:
     cut = model.chat(ASKED, tools=TOOLS, tool_choice="say", max_tokens=12, seed=1)
     assert cut.finish_reason == "length"
     stopped = model.chat(ASKED, tools=TOOLS, tool_choice="say", stop=['"it'], seed=1)
-    assert (stopped.text, stopped.stop_string) == ("", '"it')
+    assert (stopped.text, stopped.stop_string, stopped.finish_reason) == ("", '"it', "stop")  # no call to be made
     assert [(call.name, call.arguments.rstrip()) for call in stopped.tool_calls] == [("say", "{")]
 
 
@@ -234,6 +234,11 @@ def test_a_conversation_with_calls(model: gemmart.Model) -> None:
     cut = ToolCall("call_1", "say", '{"it": "a').to_openai()  # its answer had no more tokens
     cut_off = model.apply_template([*ASKED, {"role": "assistant", "content": None, "tool_calls": [cut]}, chat[-1]])
     assert '{"name": "say", "arguments": "{\\"it\\": \\"a"}' in cut_off
+
+
+def test_deep_arguments_stay_text() -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": "[" * 100_000}}
+    assert "[[[" in written_out([{"role": "assistant", "content": None, "tool_calls": [call]}])[0]["content"]
 
 
 @pytest.mark.parametrize(

@@ -554,7 +554,7 @@ class _Sequence:
         started, first = self.started or now, self._first or now
         tokens = self._ids[len(request.prompt) :]
         tool_calls = tuple(request.calls.calls) if request.calls else ()
-        if tool_calls and reason == "stop":
+        if request.calls and tool_calls and reason == "stop" and not request.calls.is_open:
             reason = "tool_calls"
         self._end(
             Completion(

@@ -28,7 +28,7 @@ any whitespace sometimes never ends it."""
 
 MADE, LARK, GBNF = "made", "lark", "gbnf"
 """Whose source it is: our own, in llguidance's variant of Lark, or a caller's, in that or in llama.cpp's GBNF."""
-RULE = re.compile(r"^[ \t]*[?!]?[A-Za-z_][\w.-]*[^\n:\"/]*::?=?", re.MULTILINE)
+RULE = re.compile(r"^[ \t]*[?!]?[A-Za-z_][^\n:\"/]*::?=?", re.MULTILINE)
 GBNF_RULE = re.compile(r"^[ \t]*[A-Za-z_][\w-]*[ \t]*::=", re.MULTILINE)
 
 
@@ -90,7 +90,7 @@ class Format:
         n = len(RULE.findall(grammar))
         if n > MAX_RULES:
             raise ConstraintError(f"{param}: the grammar has {n} rules, at most {MAX_RULES} are allowed", param)
-        if re.search(r"\[[^\]\n]*\btemperature *=", grammar):
+        if re.search(r"\[[^\[\]\n]*\btemperature *=", grammar):
             raise ConstraintError(f"{param}: a temperature in a grammar is not offered", param)
         return cls(grammar, GBNF if GBNF_RULE.search(grammar) else LARK, param=param)
 

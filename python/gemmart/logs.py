@@ -38,3 +38,6 @@ class LoggedMessages(Messages):
 
     def say(self, text: str) -> None:
         log.warning(text)
+
+    def warn(self, text: str) -> None:
+        self.say(text)

@@ -441,10 +441,10 @@ class Model:
         """Token ids of a text. special: control tokens in it are recognised; otherwise text is only text."""
         return self._tokenizer.encode(text, bos=bos, special=special)
 
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest for an id outside the
-        vocabulary."""
-        return self._tokenizer.decode(self._check_ids(tokens), special=special)
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False, name: str = "tokens") -> str:
+        """The text of token ids. special: with the names of control tokens. Raises InvalidRequest, which calls
+        them `name`, for an id outside the vocabulary."""
+        return self._tokenizer.decode(self._check_ids(tokens, name), special=special)
 
     def apply_template(
         self,

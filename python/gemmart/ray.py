@@ -117,6 +117,8 @@ class Ingress:
             replicas = self._replicas.options(session_id=prefix_key(request, data), stream=True)
             messages = replicas.answer.remote(scope, data)
             return _Relayed(await anext(messages), messages)
+        except errors.ClientGone:
+            return Response(status_code=499)
         except Exception as error:
             told = _public(error)
             dialect = dialect_of(path_of(request.scope))

@@ -94,9 +94,10 @@ class Session:
         return Session(self._model, self.messages, overflow=self.overflow, salt=self._salt, **self.options)
 
     def save(self, path: str | PathLike[str]) -> int:
-        """Write the conversation, its options and the keys and values that are computed to one file, which only its
-        owner can read; under a name that ends in .json the first two alone. Returns for how many tokens keys and
-        values were written. An existing file is replaced when the new one is complete. Raises OSError."""
+        """Write the conversation, its options (but `format` and `overflow`) and the keys and values that are computed
+        to one file, which only its owner can read; under a name that ends in .json the first two alone. Returns for how
+        many tokens keys and values were written. An existing file is replaced when the new one is complete. Raises
+        OSError."""
         from gemmart import saved
 
         return saved.write(path, self._model, self)

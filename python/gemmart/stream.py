@@ -87,7 +87,7 @@ class Stream(Answer):
 
     def close(self) -> None:
         """Cancel, if it is not finished: its sequence is freed within one step. result() then has what was written."""
-        self._model.cancel(self._request)
+        self.cancel()
 
     def __enter__(self) -> Self:
         return self

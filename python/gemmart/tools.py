@@ -200,6 +200,11 @@ class CallParser:
         self._scan: _JsonScanner | None = None  # of the arguments under way
         self.calls: list[ToolCall] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a call is under way."""
+        return self._in_call or self._scan is not None
+
     def push(self, text: str) -> tuple[str, tuple[CallDelta, ...]]:
         """The text and the pieces of calls that are certain now."""
         self._held += text
@@ -357,7 +362,7 @@ def _written(call: Any, where: str, names: dict[str, str]) -> str:
     names[str(call.get("id"))] = function["name"]
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        with suppress(ValueError):  # of an answer that was cut off they are a beginning, and stay text
+        with suppress(ValueError, RecursionError):  # of an answer that was cut off they are a beginning, and stay text
             arguments = json.loads(arguments or "{}")
     value = json.dumps(arguments, ensure_ascii=False)
     return f'{BEGIN}\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {value}}}\n{END}'

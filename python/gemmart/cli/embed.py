@@ -10,6 +10,7 @@ import click
 
 from gemmart.cli.models import load_model, model_and_rest
 from gemmart.cli.options import (
+    MODEL,
     Command,
     check_options,
     clean_text,
@@ -32,7 +33,7 @@ AT_ONCE = 256
 
 
 @click.command("embed", cls=Command, options_metavar="[options]")
-@click.argument("arguments", nargs=-1, metavar="MODEL TEXT...")
+@click.argument("arguments", nargs=-1, type=MODEL, metavar="MODEL TEXT...")
 @model_options
 @options(
     "Texts",

@@ -172,7 +172,7 @@ browser_options = options(
 @preset_option
 @message_options
 def command(arguments: tuple[str, ...], **given: Any) -> int:
-    """Serve a model over HTTP, as OpenAI does, and a web page to chat with it.
+    """Serve a model over HTTP to OpenAI's, Anthropic's and Ollama's clients, and a web page to chat with it.
 
     The server listens while the model loads; then, from a terminal with a display, the page opens in the browser.
     Ctrl-C or SIGTERM lets running answers end; a second one ends at once.

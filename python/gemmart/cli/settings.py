@@ -78,7 +78,12 @@ def _read(path: Path, commands: dict[str, click.Command]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: {error}") from None
     _check_table(str(path), {key: table[key] for key in table if key not in OTHER_TABLES}, commands)
-    for name, preset in table.get(PRESETS, {}).items():
+    presets = table.get(PRESETS, {})
+    if not isinstance(presets, dict):
+        raise click.UsageError(
+            f'{path}: {PRESETS}: is no table; write [{PRESETS}.NAME], and preset = "NAME" to choose one'
+        )
+    for name, preset in presets.items():
         where = f"{path}: [{PRESETS}.{name}]"
         if not isinstance(preset, dict):
             raise click.UsageError(f"{where}: is no table of settings")

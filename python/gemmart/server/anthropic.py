@@ -180,7 +180,7 @@ def _input(call: ToolCall) -> Any:
     """The arguments of a call; where the answer was cut, those that are complete are not known."""
     try:
         return json.loads(call.arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -31,6 +31,9 @@ def _messages(turn: Turn, blocks: Sequence[Block], where: str, called: set[str])
     said, calls, results = "", [], []
     for at, block in enumerate(blocks):
         place = f"{where}[{at}]"
+        if block.type not in NEEDED:
+            message = f"{place}.type: {block.type!r} is no text, call or result; this model reads text only"
+            raise InvalidRequest(message, f"{place}.type")
         for name in NEEDED[block.type]:
             if getattr(block, name) is None:
                 raise InvalidRequest(f"{place}.{name}: is missing", f"{place}.{name}")
@@ -58,7 +61,9 @@ def toolbox_of(asked: Asked) -> Toolbox:
     choice = asked.tool_choice
     if choice is None:
         return Toolbox(tools)
-    if choice.type == "tool" and choice.name is None:
-        raise InvalidRequest("tool_choice.name: is missing", "tool_choice.name")
-    kind = {"any": "required", "tool": choice.name or ""}.get(choice.type, choice.type)
+    if choice.type == "tool":
+        if choice.name is None:
+            raise InvalidRequest("tool_choice.name: is missing", "tool_choice.name")
+        return Toolbox(tools, "required", parallel=False, allowed=[choice.name])
+    kind = "required" if choice.type == "any" else choice.type
     return Toolbox(tools, kind, parallel=not choice.disable_parallel_tool_use)

@@ -18,7 +18,7 @@ Blocks = str | Parts
 class Block(Struct, kw_only=True):
     """A text, a call of a tool, or what came of one."""
 
-    type: Literal["text", "tool_use", "tool_result"]
+    type: Annotated[str, documented(enum=["text", "tool_use", "tool_result"])]
     text: str | None = None
     id: str | None = None
     name: str | None = None
@@ -131,13 +131,18 @@ class MessageUsage(Reply):
     output_tokens: int
 
 
-class TextBlock(Reply):
-    type: Literal["text"]
+class TextBlock(Reply, tag="text"):
     text: str
 
 
+class ToolUse(Reply, tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
 class Stopped(Reply):
-    stop_reason: Literal["end_turn", "stop_sequence", "max_tokens", "model_context_window_exceeded"] | None
+    stop_reason: Literal["end_turn", "stop_sequence", "max_tokens", "model_context_window_exceeded", "tool_use"] | None
     stop_sequence: str | None
 
 
@@ -148,7 +153,7 @@ class Message(Stopped):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock]
+    content: list[TextBlock | ToolUse]
     usage: MessageUsage
 
 
@@ -158,17 +163,20 @@ class MessageStart(Reply, tag="message_start"):
 
 class BlockStart(Reply, tag="content_block_start"):
     index: int
-    content_block: TextBlock
+    content_block: TextBlock | ToolUse
 
 
-class TextDelta(Reply):
-    type: Literal["text_delta"]
+class TextDelta(Reply, tag="text_delta"):
     text: str
+
+
+class InputDelta(Reply, tag="input_json_delta"):
+    partial_json: str
 
 
 class BlockDelta(Reply, tag="content_block_delta"):
     index: int
-    delta: TextDelta
+    delta: TextDelta | InputDelta
 
 
 class BlockStop(Reply, tag="content_block_stop"):

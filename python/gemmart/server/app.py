@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -170,6 +171,9 @@ class App:
         # The build and the instruction set: beside the seed, what a text depends on.
         self.fingerprint = f"gemmart-{__version__}-{model.isa}"
         self._attached = int(time.time())
+        self.modified: float = self._attached
+        with suppress(OSError):  # the file may be gone, and is used all the same
+            self.modified = model.info.path.stat().st_mtime
         self._model = model
 
     def check_name(self, name: str | None, *, strict: bool = False) -> None:

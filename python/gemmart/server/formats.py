@@ -43,7 +43,9 @@ def toolbox_of(asked: ChatRequest) -> Toolbox:
     if choice is None or isinstance(choice, str):
         return Toolbox(tools, choice or "auto", parallel=parallel)
     if choice.type == "function":
-        return Toolbox(tools, _name(choice.function, "tool_choice.function"), parallel=parallel)
+        # By "allowed", since a tool may be called as a mode is.
+        name = _name(choice.function, "tool_choice.function")
+        return Toolbox(tools, "required", parallel=False, allowed=[name])
     if choice.allowed_tools is None:
         raise InvalidRequest("tool_choice.allowed_tools: is missing", "tool_choice.allowed_tools")
     names = [

@@ -154,7 +154,7 @@ class Choice:
             self.result = event
         self._n_passed += len(text)
         n = sum(begin < self._n_passed for begin, _ in self._held)
-        if self.result and self.result.stop_string is None:
+        if self.result and self.result.stop_string is None and not self.result.tool_calls:
             n = len(self._held)
         passed = self._held[:n]
         del self._held[:n]

@@ -139,6 +139,9 @@ def _encode(app: App, asked: OllamaGenerateRequest, prompt: str) -> list[int]:
     else:
         system = [{"role": "system", "content": asked.system}] if asked.system else []
         ids = model.chat_tokens([*system, {"role": "user", "content": prompt}])
+    for token in asked.context or ():
+        if token >= model.info.n_vocab:
+            raise InvalidRequest(f"context: id {token} is outside 0 to {model.info.n_vocab - 1}", "context")
     if asked.context and ids[0] == model.tokenizer.bos:
         del ids[0]
     return [*(asked.context or ()), *ids]
@@ -232,7 +235,7 @@ def _called(result: Completion) -> list[dict[str, Any]]:
     """The calls of tools that are complete."""
     found = []
     for call in result.tool_calls:
-        with suppress(ValueError):  # where the answer was cut
+        with suppress(ValueError, RecursionError):  # where the answer was cut
             found.append({"function": {"name": call.name, "arguments": json.loads(call.arguments)}})
     return found
 

@@ -84,8 +84,7 @@ def _details(app: App) -> dict[str, Any]:
 
 
 def _modified(app: App) -> str:
-    seconds = app.model.info.path.stat().st_mtime
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    return datetime.fromtimestamp(app.modified, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _short(n: int) -> str:

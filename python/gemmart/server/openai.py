@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ async def completions(request: Request) -> Response:
             f"prompt: {len(prompts)} prompts with n = {asked.n or 1} are more than {limits.PROMPTS} answers", "prompt"
         )
     app.log_prompt(request, prompts)
-    echo = [_text_of(app, prompt) for prompt in prompts] if asked.echo else None
+    echo = await asyncio.to_thread(_texts_of, app, prompts) if asked.echo else None
     scored = asked.logprobs is not None  # then the prompt comes when it is read, with its log-probabilities
     encoders = [partial(_encode, app, prompt, special=bool(asked.parse_special)) for prompt in prompts]
     call = _call(asked, encoders, max_tokens=asked.max_tokens, logprobs=asked.logprobs, echo=echo if scored else None)
@@ -118,8 +119,11 @@ def _encode(app: App, prompt: str | list[int], *, special: bool) -> list[int]:
     return app.model.tokenize(prompt, bos=True, special=special) if isinstance(prompt, str) else prompt
 
 
-def _text_of(app: App, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else app.model.detokenize(prompt, special=True)
+def _texts_of(app: App, prompts: Sequence[str | list[int]]) -> list[str]:
+    return [
+        prompt if isinstance(prompt, str) else app.model.detokenize(prompt, special=True, name="prompt")
+        for prompt in prompts
+    ]
 
 
 def message_dict(message: ChatMessage) -> dict[str, Any]:

@@ -107,8 +107,9 @@ def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
 def _toolbox(asked: ResponsesRequest) -> Toolbox:
     given = asked.tools or ()
     tools = [Tool(tool.name, tool.description or "", tool.parameters, bool(tool.strict)) for tool in given]
-    choice = asked.tool_choice.name if isinstance(asked.tool_choice, FunctionChoice) else asked.tool_choice
-    return Toolbox(tools, choice or "auto", parallel=asked.parallel_tool_calls is not False)
+    if isinstance(asked.tool_choice, FunctionChoice):
+        return Toolbox(tools, "required", parallel=False, allowed=[asked.tool_choice.name])
+    return Toolbox(tools, asked.tool_choice or "auto", parallel=asked.parallel_tool_calls is not False)
 
 
 class Response:

@@ -278,7 +278,9 @@ def refuse_unsupported(fields: Mapping[str, Any], offered: Sequence[str]) -> Non
     """Raises HttpError for what a client asks for by name and would not get; `offered`: the fields that the endpoint
     has."""
     for name in NOT_OFFERED:
-        if name not in offered and fields.get(name) not in (None, [], {}, ""):
+        # An empty object switches the search on.
+        nothing: tuple[Any, ...] = (None,) if name == "web_search_options" else (None, [], {}, "")
+        if name not in offered and fields.get(name) not in nothing:
             raise unsupported(name, "this server does not offer it here")
     if "tool_choice" not in offered and fields.get("tool_choice") not in (None, "none", "auto"):
         raise unsupported("tool_choice", "this server offers no tools here")
@@ -296,7 +298,7 @@ def biases(given: Mapping[str, float] | None) -> dict[int, float] | None:
         return None
     found = {}
     for key, value in given.items():
-        if not (key.isascii() and key.isdecimal()):
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
             where = f"logit_bias.{key[:40]}"
             raise InvalidRequest(f"logit_bias: {key[:40]!r} is no token id", where)
         found[int(key)] = value

@@ -43,8 +43,13 @@ export function create(kind) {
   return { id: store.newId(), title: "", kind, changed: Date.now(), settings, messages: [], text: "" };
 }
 
-/** Keep it, as the one changed last. */
+const deleted = new Set(); // ids: what was still being written or typed there is not kept
+
+/** Keep it, as the one changed last; not where it has been deleted. */
 export async function save(conversation) {
+  if (deleted.has(conversation.id)) {
+    return;
+  }
   conversation.changed = Date.now();
   conversation.title ||= titleOf(conversation);
   all = [conversation, ...all.filter(({ id }) => id !== conversation.id)];
@@ -52,9 +57,16 @@ export async function save(conversation) {
 }
 
 export async function remove(conversation) {
+  deleted.add(conversation.id);
   stop(conversation);
   all = all.filter(({ id }) => id !== conversation.id);
   await store.forget(conversation.id).catch(complain);
+}
+
+/** Take a deletion back. */
+export function restore(conversation) {
+  deleted.delete(conversation.id);
+  return save(conversation);
 }
 
 function titleOf({ kind, text, messages }) {
@@ -77,7 +89,9 @@ export async function run(conversation, path, body, append, changed) {
     changed();
     if (performance.now() - kept > KEEP_EVERY) {
       kept = performance.now();
-      store.keep(conversation).catch(complain);
+      if (!deleted.has(conversation.id)) {
+        store.keep(conversation).catch(complain);
+      }
     }
   };
   const onWait = (why) => {
@@ -110,6 +124,7 @@ export async function imported(json) {
   }
   const added = found.conversations.filter((each) => !all.some((mine) => mine.id === each.id));
   for (const each of added) {
+    deleted.delete(each.id);
     await store.keep(each);
   }
   await load();

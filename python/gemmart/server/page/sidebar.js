@@ -101,7 +101,7 @@ async function removed(conversation, show, shown) {
   }
   byId("new-chat").focus();
   notice("Conversation deleted.", "Undo", async () => {
-    await conversations.save(conversation);
+    await conversations.restore(conversation);
     show(conversation);
   });
 }

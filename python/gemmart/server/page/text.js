@@ -48,7 +48,9 @@ export class Text {
     let figures;
     try {
       const writing = run(conversation, PATH, body, append, () => this.current?.showGrowth());
-      this.current.area.readOnly = true;
+      if (this.current) {
+        this.current.area.readOnly = true;
+      }
       this.onState(conversation);
       const { finish, usage, timings } = await writing;
       figures = { usage, speed: timings?.predicted_per_second };
