@@ -155,6 +155,9 @@ def test_save_and_load(say: Say, session: gemmart.Session, tmp_path: Path) -> No
     assert done.stdout == told(expected)
     assert f"({expected.usage.cached_tokens} cached)" in done.stderr
     assert say("which", flags=("--resume", path)).stdout == told(expected)
+    short = say("which", "/stats", flags=("--resume", path, "-n", "1")).stdout  # what is typed holds
+    assert short.strip() != told(expected).strip()
+    assert told(expected).startswith(short.strip())
     assert "4 messages" in say("hello", "/clear", f"/load {path}").stderr
     say(*lines, f"/save {path}", f"/save {path}.json")  # a saved chat is replaced
     assert len(json.loads(Path(f"{path}.json").read_text())["messages"]) == 4

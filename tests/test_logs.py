@@ -51,6 +51,12 @@ def test_an_error_at_the_start_is_one_too(tmp_path: Path) -> None:
     assert "none.gguf" in line["message"]
 
 
+def test_a_setting_of_it_is_the_servers(tiny: Tiny, tmp_path: Path) -> None:
+    done = program.run("run", tiny("gemma2"), "x", "-c", "100000", home=tmp_path, GEMMART_LOG_FORMAT="json")
+    assert done.returncode == 0
+    assert b"gemmart: WARNING: ctx: 100000" in done.stderr
+
+
 def test_it_is_the_servers(tiny: Tiny, tmp_path: Path) -> None:
     done = program.run("run", tiny("gemma2"), "hello", "--log-format", "json", home=tmp_path)
     assert done.returncode == 2

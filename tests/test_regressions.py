@@ -20,9 +20,9 @@ import tiny as tiny_models
 from conftest import Tiny
 from edit import edit
 from gemmart import _core
-from gemmart.engine import _Sequence
 from gemmart.errors import DeviceError, InternalError, InvalidRequest, ModelFormatError
 from gemmart.model_file import read_vocabulary
+from gemmart.sequence import ActiveSequence
 from tiny import write_tiny
 
 
@@ -78,8 +78,8 @@ def test_an_error_of_one_request(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) ->
     """An error while one answer is chosen, or while a request is admitted, ended all, or the engine."""
     with gemmart.load(tiny("gemma2", "Q8_0"), ctx=64, parallel=4) as model:
         expected = model.generate([7], max_tokens=5, seed=1, ignore_eos=True)
-        choose = _Sequence._choose
-        monkeypatch.setattr(_Sequence, "_choose", lambda s, *at: 1 // 0 if s.request.seed == 2 else choose(s, *at))
+        choose = ActiveSequence._choose
+        monkeypatch.setattr(ActiveSequence, "_choose", lambda s, *at: 1 // 0 if s.request.seed == 2 else choose(s, *at))
         streams = [model.stream([7], max_tokens=5, seed=seed, ignore_eos=True) for seed in (1, 2)]
         assert streams[0].result().tokens == expected.tokens
         with pytest.raises(InternalError, match="ZeroDivisionError"):

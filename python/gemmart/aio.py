@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmart.embedding import Embeddings
-from gemmart.engine import Event, Request
 from gemmart.errors import Cancelled
+from gemmart.request import Event, Request
 from gemmart.results import Completion, Delta, Echo, Prefill
 from gemmart.sampling import Sampling
 from gemmart.stream import Answer

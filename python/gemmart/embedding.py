@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmart.engine import Event
 from gemmart.pace import Pace
+from gemmart.request import Event
 from gemmart.results import Completion
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache, partial
 from operator import index
 from os import PathLike
 from queue import SimpleQueue
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 
 from gemmart import _core
 from gemmart.embedding import Embeddings
-from gemmart.engine import Engine, Event, Request
+from gemmart.engine import Engine
 from gemmart.errors import ContextOverflow, InvalidRequest, TemplateError
 from gemmart.format import Format
 from gemmart.model_file import ModelFile, describe, general_sampling, own_pooling
 from gemmart.model_file import metadata as read_metadata
 from gemmart.pooling import POOLINGS, Pool
 from gemmart.progress import Progress, watch
+from gemmart.request import Event, Request
 from gemmart.results import Completion, KvPages, MemoryPlan, Slot
 from gemmart.sampling import Sampling, check_number, default_sampling
 from gemmart.sampling import resolve as resolve_sampling
@@ -37,7 +39,7 @@ from gemmart.tools import NO_TOOLS, Tool, Toolbox
 
 if TYPE_CHECKING:
     from gemmart.aio import AsyncModel
-    from gemmart.constraint import Constraints
+    from gemmart.constraint import Constraint, Constraints
     from gemmart.server.app import App
     from gemmart.server.running import RunningServer
     from gemmart.session import Session
@@ -119,6 +121,7 @@ class Model:
                 raise
         core = loading.result()
         self.default_sampling = default_sampling(self.info.family, general_sampling(file.gguf))
+        self._compiling = Lock()
         self.default_pooling = own_pooling(file.gguf)
         """How embed() pools unless told otherwise."""
         guessers: list[NewGuesser] = [Lookup] if lookup else []
@@ -169,6 +172,11 @@ class Model:
         from gemmart.constraint import Constraints
 
         return Constraints(self._tokenizer)
+
+    def _constraint(self, format: Format) -> Constraint:
+        with self._compiling:  # one compiler, though several threads ask for it first
+            constraints = self._constraints
+        return constraints.begin(format)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -298,7 +306,7 @@ class Model:
             n_logprobs=logprobs,
             n_prompt_logprobs=prompt_logprobs,
             ignore_stop_tokens=ignore_eos,
-            constraint=None if format is None else self._constraints.begin(format),
+            constraint=None if format is None else self._constraint(format),
             calls=toolbox.parser() if toolbox else None,
             salt=salt,
         )

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gemmart.engine import Request
+from gemmart.request import Request
 
 if TYPE_CHECKING:
     from gemmart.model import Model

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmart.engine import Event, Request
 from gemmart.errors import InvalidRequest
 from gemmart.model import Message
+from gemmart.request import Event, Request
 from gemmart.results import Completion, Delta, Echo, Prefill
 from gemmart.sampling import Sampling
 from gemmart.stream import Stream

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmart.engine import Event, Request
 from gemmart.errors import InternalError
 from gemmart.progress import Progress, no_progress
+from gemmart.request import Event, Request
 from gemmart.results import Completion, Delta, Echo, Prefill
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
-from gemmart.engine import Event, Request
 from gemmart.errors import ContextOverflow, TemplateError
 from gemmart.progress import Progress
+from gemmart.request import Event, Request
 from gemmart.results import Completion, Delta, Prefill
 from gemmart.sampling import Sampling
 from gemmart.session import Exchange, n_system

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gemmart.chat import commands, conversation
@@ -12,6 +14,7 @@ from gemmart.chat.files import Upload
 from gemmart.chat.reader import Reader, is_dumb, keys_unseen, open_reader
 from gemmart.errors import ContextOverflow, GemmartError, InvalidRequest, TemplateError
 from gemmart.results import Completion
+from gemmart.sampling import Sampling
 from gemmart.summary import without_summary
 from gemmart.terminal import SHOWN, Messages, Output, finish, speeds, why_cut
 
@@ -37,11 +40,12 @@ class Chat:
         overflow: str = "error",
         server_url: str | None = None,
         resume: Path | None = None,
+        typed: Mapping[str, Any] = MappingProxyType({}),
         load_model: Callable[[str], Model] | None = None,
     ) -> None:
         """history: the file in which typed lines are kept, if any. overflow: as in Model.session(). server_url: of the
-        server that serves this model beside the chat. resume: a saved conversation to go on with. load_model: what
-        /model loads others with. Raises as Model.restore() does."""
+        server that serves this model beside the chat. resume: a saved conversation to go on with, with its own options
+        but for those in `typed`. load_model: what /model loads others with. Raises as Model.restore() does."""
         self.model = model
         self.options = options
         self.output = output
@@ -64,7 +68,7 @@ class Chat:
         if resume is not None:
             if self.session is None:
                 raise InvalidRequest(f"--resume: {model.info.name} is a base model, which has no conversations")
-            self.adopt(model.restore(resume, notice=messages.warn))
+            self.adopt(model.restore(resume, notice=messages.warn), typed)
 
     # --- what the commands use ---
 
@@ -98,9 +102,13 @@ class Chat:
         self.uploads.clear()
         self.note("the conversation begins anew")
 
-    def adopt(self, session: Session) -> None:
-        """Go on with a restored conversation and its options."""
-        self.options |= session.options
+    def adopt(self, session: Session, typed: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Go on with a restored conversation and its options, but for those in `typed`."""
+        saved = session.options
+        if "sampling" in typed:
+            wanted = {name: value for name, value in asdict(typed["sampling"]).items() if value is not None}
+            typed = {**typed, "sampling": replace(saved.get("sampling") or Sampling(), **wanted)}
+        self.options |= saved | dict(typed)
         session.options, session.overflow = self.options, self._overflow
         self.session = session
         self.note(f"{len(session.messages)} messages, {conversation.used(self)}")

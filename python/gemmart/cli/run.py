@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gemmart.cli.browser import open_page
 from gemmart.cli.models import load_model, load_options, model_and_rest, resolve_model
@@ -244,6 +245,9 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
         check_effect({"chat", "server"}, "in a chat", messages)
     else:
         check_effect({"chat"}, "in a chat without a server", messages)
+    if not behind:
+        given["log_format"] = "text"  # what a file sets for the server
+        messages = messages_of(given)
     parallel = (given["parallel"] or 2) if behind else 1
     generation = _generation(given)
     with ExitStack() as opened:
@@ -286,6 +290,7 @@ def _chat(
         overflow=given["overflow"],
         server_url=url,
         resume=given["resume"],
+        typed=_typed(generation),
         load_model=lambda ref: load_model(ref, given, messages, **others),
     ).run()
 
@@ -404,6 +409,20 @@ def _generation(given: dict[str, Any]) -> dict[str, Any]:
         "ignore_eos": given["ignore_eos"],
         "format": _format(given),
     }
+
+
+def _typed(generation: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that stand on the command line, but for the format."""
+    from gemmart import Sampling
+
+    source = click.get_current_context().get_parameter_source
+
+    def is_typed(name: str) -> bool:
+        return source(name) is ParameterSource.COMMANDLINE
+
+    options = {name: generation[name] for name in ("seed", "max_tokens", "stop", "ignore_eos") if is_typed(name)}
+    wanted = {name: value for name, value in asdict(generation["sampling"]).items() if is_typed(name)}
+    return options | ({"sampling": Sampling(**wanted)} if wanted else {})
 
 
 def _format(given: dict[str, Any]) -> Format | None:

@@ -12,10 +12,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.engine import Event
-from gemmart.engine import Request as EngineRequest
 from gemmart.errors import GemmartError
 from gemmart.format import Format
+from gemmart.request import Event
+from gemmart.request import Request as EngineRequest
 from gemmart.results import Completion, Delta, Usage
 from gemmart.sampling import RANGES, Sampling
 from gemmart.server.generation import Choice, EventStream, Generation, Placed, Prepare, while_connected

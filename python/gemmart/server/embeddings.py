@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmart.engine import Event
-from gemmart.engine import Request as EngineRequest
 from gemmart.errors import InvalidRequest
+from gemmart.request import Event
+from gemmart.request import Request as EngineRequest
 from gemmart.results import Completion
 from gemmart.server import body, limits
 from gemmart.server.answers import as_json

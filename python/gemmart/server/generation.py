@@ -13,11 +13,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gemmart.engine import Event
-from gemmart.engine import Request as EngineRequest
 from gemmart.errors import Cancelled, GemmartError
 from gemmart.model import Model
 from gemmart.pace import Pace
+from gemmart.request import Event
+from gemmart.request import Request as EngineRequest
 from gemmart.results import Completion, Delta, Echo, Prefill, TokenLogprob
 from gemmart.server import limits
 from gemmart.server.errors import ClientGone, HttpError, draining, log, public

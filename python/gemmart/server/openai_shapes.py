@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DONE = b"data: [DONE]\n\n"
 
 
-class _Chunks:
+class _Chunks(ABC):
     """What both have in common."""
 
     media_type = EVENTS
@@ -53,8 +54,8 @@ class _Chunks:
     def part(self, index: int, text: str, logprobs: Sequence[Placed]) -> bytes:
         return self._chunk([self._piece(index, text, logprobs, None)])
 
-    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes: ...
 
     def last(self, index: int, result: Completion) -> bytes:
         return self._chunk([self._piece(index, "", [], result.finish_reason)], timings=timings(result))
@@ -69,15 +70,17 @@ class _Chunks:
         no_usage = {"usage": None} if self._include_usage else {}
         return data(self._head | {"object": self.chunk_object, "choices": choices} | no_usage | more)
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]: ...
 
+    @abstractmethod
     def _first(self, index: int) -> dict[str, Any] | None:
         """What the stream of a choice begins with."""
-        raise NotImplementedError
 
-    def _piece(self, index: int, text: str, logprobs: Sequence[Placed], finish_reason: str | None) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _piece(
+        self, index: int, text: str, logprobs: Sequence[Placed], finish_reason: str | None
+    ) -> dict[str, Any]: ...
 
 
 class Chat(_Chunks):
@@ -159,6 +162,9 @@ class Text(_Chunks):
             "logprobs": self._logprobs(logprobs) if logprobs else None,
             "finish_reason": finish_reason,
         }
+
+    def calls(self, index: int, calls: Sequence[CallDelta]) -> bytes:
+        return b""  # completions take no tools
 
     def _echoed(self, index: int) -> str:
         return self._echo[index // self._n] if self._echo else ""
