@@ -24,9 +24,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch, term: str = "xterm") -> str:
         line.erase()
         terminal.write("end")
         terminal.flush()
-        text = os.read(leader, 4096).decode()
+        text = b""
+        while not text.endswith(b"end"):  # a terminal hands on what is written when it finds time
+            text += os.read(leader, 4096)
     os.close(leader)
-    return text
+    return text.decode()
 
 
 def test_one_line_that_erases_itself(monkeypatch: pytest.MonkeyPatch) -> None:
