@@ -130,8 +130,8 @@ int32_t gemmart_write_page(GemmartContext* context, int32_t layer, int32_t page,
 // ---- Computing
 
 typedef struct GemmartSegment {
-    int32_t start, n_tokens;   // positions of one sequence
-    const int32_t* pages[2];   // by group: the sequence's pages in order of position, -1 where the window has gone on
+    int32_t start, n_tokens;  // positions of one sequence
+    const int32_t* pages[2];  // by group: the sequence's pages in order of position, -1 where the window has gone on
     int32_t n_pages[2];
 } GemmartSegment;
 

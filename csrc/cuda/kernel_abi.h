@@ -13,9 +13,9 @@ extern "C" {
 // out [n, n_rows] = x [n, n_cols] · wᵀ; w: rows of the format `dtype` as in a file. The first n_few rows are FEW ones
 // (kernels.cuh). terms: 1, or 2 for activations of two terms. own_gemm: 0 where cuBLAS may multiply. repeats: how often
 // the product alone is computed; seconds: of all of these on the device.
-int32_t gemmart_kernel_multiply(uint32_t dtype, int32_t n_rows, int32_t n_cols, const void* w, int32_t n,
-                                int32_t n_few, int32_t terms, int32_t own_gemm, const float* x, float* out,
-                                int32_t repeats, double* seconds);
+int32_t gemmart_kernel_multiply(uint32_t dtype, int32_t n_rows, int32_t n_cols, const void* w, int32_t n, int32_t n_few,
+                                int32_t terms, int32_t own_gemm, const float* x, float* out, int32_t repeats,
+                                double* seconds);
 // residual [n, dim] += proj [n, dim] (null: nothing), normed with post_norm [dim] where it is given; states [n, dim] <-
 // the norm with norm [dim]; rounded [n, dim] <- what the forms of Rows say of it: d · v of FEW rows, hi + lo of others.
 int32_t gemmart_kernel_norm(int32_t n, int32_t n_few, int32_t dim, float eps, float* residual, const float* proj,

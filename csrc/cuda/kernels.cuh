@@ -23,8 +23,8 @@ inline constexpr int kGroup = 32;  // columns that share an activation scale; n_
 // ---- rows: what products are multiplied with (rows.cu)
 
 // n rows of n_cols numbers. Rows [0, n_few) in two forms: rounded, for formats of integers, x ≈ d · v with v = q, or
-// v = 256 q + q_low where q_low is not null (the rule of rounding is kernels.h's quantize() of the CPU, with a d that is
-// not rounded itself); and unrounded, for the others. Rows [n_few, n): x ≈ hi, or hi + lo where lo is not null.
+// v = 256 q + q_low where q_low is not null (the rule of rounding is kernels.h's quantize() of the CPU, with a d that
+// is not rounded itself); and unrounded, for the others. Rows [n_few, n): x ≈ hi, or hi + lo where lo is not null.
 struct Rows {
     int n, n_few, n_cols;
     int8_t *q, *q_low;       // [n_few, n_cols]
@@ -42,12 +42,12 @@ Rows rows_at(std::byte* memory, int n, int n_few, int n_cols);
 struct NormJob {
     int dim;
     float eps;
-    float* residual;          // [.., dim]
-    const int32_t* rows;      // [to.n], or null
-    const float* proj;        // [to.n, dim], or null
-    const float* post_norm;   // [dim], or null
-    const float* norm;        // [dim]; null: the residual is only added to, and `to` not written
-    float* states;            // [to.n, dim] or null: the norm, unrounded
+    float* residual;         // [.., dim]
+    const int32_t* rows;     // [to.n], or null
+    const float* proj;       // [to.n, dim], or null
+    const float* post_norm;  // [dim], or null
+    const float* norm;       // [dim]; null: the residual is only added to, and `to` not written
+    float* states;           // [to.n, dim] or null: the norm, unrounded
 };
 void norm_rows(const NormJob& job, const Rows& to, cudaStream_t stream);
 // to <- x [n, n_cols]; x[i] at row rows[i] if rows is given.
@@ -107,8 +107,8 @@ struct AttentionLayer {
     int window;
     float query_scale, softcap;
     bool neox;
-    const float *q_norm, *k_norm;   // [head_dim], or null
-    const float *cosines, *sines;   // [n, head_dim / 2]
+    const float *q_norm, *k_norm;  // [head_dim], or null
+    const float *cosines, *sines;  // [n, head_dim / 2]
     float eps;
     KvLayerPart kv;
 };
