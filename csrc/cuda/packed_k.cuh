@@ -1,0 +1,284 @@
+// Formats whose blocks are 256 columns: a unit is one of them. A lane's part:
+//
+//   Q2_K     scales and minima [16]: nibbles as in the file | d, dmin f16[2] | groups of: crumbs [8]
+//   Q3_K     six bits of scales [2 halves] u32 | the others [2] u16, d f16 as below | groups of: crumbs [8] | third
+//   bits [4] Q4_K     d, dmin f16[2] | six bits [2 halves] u32, [2] u16 | groups of: nibbles [16] Q5_K     as Q4_K |
+//   groups of: nibbles [16] | fifth bits [4] Q6_K     scales [16] + 128 | d f16 | groups of: nibbles [16] | crumbs [8]
+//   IQ4_XS   d f16, six bits u16, u32 | groups of: nibbles [16]
+//
+// Half a block, four groups, has eight numbers of six bits in 48 bits: numbers 0 … 4 in the low 30 bits of a word, 5
+// and 6 in the low 12 bits of a half word, of 7 two bits on top of the word and four on top of the half word.
+#pragma once
+
+#include "cuda/packed_simple.cuh"
+
+namespace gemmart::gpu {
+
+struct SixBits {
+    uint32_t word, half;
+};
+static __device__ __forceinline__ uint32_t six_bits(const SixBits& from, int i) {
+    if (i < 5) return from.word >> 6 * i & 63;
+    if (i < 7) return from.half >> 6 * (i - 5) & 63;
+    return from.word >> 30 | (from.half >> 10 & 60);
+}
+template <typename F>
+static __device__ SixBits pack_six_bits(F number) {
+    SixBits out = {};
+    for (int i = 0; i < 5; ++i) out.word |= number(i) << 6 * i;
+    out.word |= number(7) << 30;
+    out.half = number(5) | number(6) << 6 | number(7) >> 2 << 12;
+    return out;
+}
+
+// d, dmin and eight scales and minima: of a turn of four groups.
+struct PackedK {
+    static constexpr Kind kKind = Kind::Integers;
+    static constexpr int kBias = 0, kParts = 1, kTurn = 4;
+    static constexpr bool kOffset = true;
+    struct Head {
+        uint4 all;
+    };
+    static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int) {
+        return {load_plane<uint4>(unit, 0, lane)};
+    }
+    static __device__ __forceinline__ void scales(const Head& head, int first, int i, float* scale, float* offset) {
+        const SixBits bits = {first ? head.all.z : head.all.y, first ? head.all.w >> 16 : head.all.w & 0xffff};
+        scale[0] = times_small(low_half(head.all.x), six_bits(bits, i));
+        offset[0] = times_small(high_half(head.all.x), six_bits(bits, 4 + i));
+    }
+    template <typename Block>
+    static __device__ void store_head(const Block& b, std::byte* unit, int lane) {
+        SixBits halves[2];
+        for (int h = 0; h < 2; ++h)
+            halves[h] = pack_six_bits([&](int i) {
+                return static_cast<uint32_t>(i < 4 ? q4_k_scale(b.scales, 4 * h + i)
+                                                   : q4_k_min(b.scales, 4 * h + i - 4));
+            });
+        const uint32_t d = b.d | static_cast<uint32_t>(b.dmin) << 16;
+        store_plane(unit, 0, lane, uint4{d, halves[0].word, halves[1].word, halves[0].half | halves[1].half << 16});
+    }
+    // Of weights 32 g + k: Q4_K and Q5_K keep four bits in the same way.
+    static __device__ __forceinline__ uint32_t low(const uint8_t* qs, int g, int k) {
+        return qs[32 * (g / 2) + k] >> 4 * (g % 2) & 15;
+    }
+};
+
+template <>
+struct Packed<BlockQ4_K> : PackedK {
+    static constexpr int kLaneBytes = sizeof(BlockQ4_K);
+    struct Codes {
+        uint4 low;
+    };
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        return {load_plane<uint4>(unit, 16 + 16 * g, lane)};
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
+        unpack_nibbles(from.low, codes);
+    }
+    static __device__ void pack(const BlockQ4_K* blocks, int n, std::byte* unit, int lane) {
+        const BlockQ4_K b = n ? *blocks : BlockQ4_K{};
+        store_head(b, unit, lane);
+        for (int g = 0; g < 8; ++g)
+            store_plane(unit, 16 + 16 * g, lane, nibbles([&](int k) { return low(b.qs, g, k); }));
+    }
+};
+
+template <>
+struct Packed<BlockQ5_K> : PackedK {
+    static constexpr int kLaneBytes = sizeof(BlockQ5_K);
+    struct Codes {
+        uint4 low;
+        uint32_t high;
+    };
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        return {load_plane<uint4>(unit, 16 + 20 * g, lane), load_plane<uint32_t>(unit, 32 + 20 * g, lane)};
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
+        unpack_nibbles(from.low, codes);
+        add_bits<4>(from.high, codes);
+    }
+    static __device__ void pack(const BlockQ5_K* blocks, int n, std::byte* unit, int lane) {
+        const BlockQ5_K b = n ? *blocks : BlockQ5_K{};
+        store_head(b, unit, lane);
+        for (int g = 0; g < 8; ++g) {
+            store_plane(unit, 16 + 20 * g, lane, nibbles([&](int k) { return low(b.qs, g, k); }));
+            store_plane(unit, 32 + 20 * g, lane,
+                        single_bits([&](int k) { return static_cast<uint32_t>(b.qh[k] >> g & 1); }));
+        }
+    }
+};
+
+template <>
+struct Packed<BlockQ2_K> {
+    static constexpr Kind kKind = Kind::Integers;
+    static constexpr int kBias = 0, kParts = 2, kTurn = 4, kLaneBytes = sizeof(BlockQ2_K);
+    static constexpr bool kOffset = true;
+    struct Head {
+        uint2 both;
+        uint32_t d;
+    };
+    struct Codes {
+        uint2 low;
+    };
+    static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
+        return {reinterpret_cast<const uint2*>(unit)[2 * lane + first / 4], load_plane<uint32_t>(unit, 16, lane)};
+    }
+    static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float* offset) {
+        const uint32_t word = (i < 2 ? head.both.x : head.both.y) >> 16 * (i % 2);
+        const float d = low_half(head.d), dmin = high_half(head.d);
+        for (int part = 0; part < 2; ++part) {
+            scale[part] = times_small(d, word >> 8 * part & 15);
+            offset[part] = times_small(dmin, word >> (8 * part + 4) & 15);
+        }
+    }
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        return {load_plane<uint2>(unit, 20 + 8 * g, lane)};
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
+        for (unsigned& code : codes) code = 0;
+        add_crumbs<0>(from.low, codes);
+    }
+    static __device__ void pack(const BlockQ2_K* blocks, int n, std::byte* unit, int lane) {
+        const BlockQ2_K b = n ? *blocks : BlockQ2_K{};
+        uint4 both;
+        memcpy(&both, b.scales, sizeof both);
+        store_plane(unit, 0, lane, both);
+        store_plane(unit, 16, lane, b.d | static_cast<uint32_t>(b.dmin) << 16);
+        for (int g = 0; g < 8; ++g)
+            store_plane(unit, 20 + 8 * g, lane, crumbs([&](int k) {
+                            return static_cast<uint32_t>(b.qs[32 * (g / 4) + k] >> 2 * (g % 4) & 3);
+                        }));
+    }
+};
+
+template <>
+struct Packed<BlockQ3_K> {
+    static constexpr Kind kKind = Kind::Integers;
+    static constexpr int kBias = 4, kParts = 2, kTurn = 4, kLaneBytes = sizeof(BlockQ3_K);
+    static constexpr bool kOffset = false;
+    struct Head {
+        SixBits bits;
+        uint32_t d;
+    };
+    struct Codes {
+        uint2 low;
+        uint32_t high;
+    };
+    static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
+        const int half = first / 4;
+        return {{load_plane<uint32_t>(unit, 4 * half, lane), load_plane<uint16_t>(unit, 8 + 2 * half, lane)},
+                load_plane<uint16_t>(unit, 12, lane)};
+    }
+    static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float*) {
+        const float d = low_half(head.d);
+        for (int part = 0; part < 2; ++part) scale[part] = d * (small_float(six_bits(head.bits, 2 * i + part)) - 32.f);
+    }
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        return {load_plane<uint2>(unit, 14 + 12 * g, lane), load_plane<uint32_t>(unit, 22 + 12 * g, lane)};
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
+        for (unsigned& code : codes) code = 0;
+        add_crumbs<0>(from.low, codes);
+        add_bits<2>(from.high, codes);
+    }
+    static __device__ void pack(const BlockQ3_K* blocks, int n, std::byte* unit, int lane) {
+        const BlockQ3_K b = n ? *blocks : BlockQ3_K{};
+        for (int h = 0; h < 2; ++h) {
+            const SixBits bits =
+                pack_six_bits([&](int i) { return static_cast<uint32_t>(q3_k_scale(b.scales, 8 * h + i) + 32); });
+            store_plane(unit, 4 * h, lane, bits.word);
+            store_plane(unit, 8 + 2 * h, lane, static_cast<uint16_t>(bits.half));
+        }
+        store_plane(unit, 12, lane, b.d);
+        for (int g = 0; g < 8; ++g) {
+            store_plane(unit, 14 + 12 * g, lane, crumbs([&](int k) {
+                            return static_cast<uint32_t>(b.qs[32 * (g / 4) + k] >> 2 * (g % 4) & 3);
+                        }));
+            store_plane(unit, 22 + 12 * g, lane,
+                        single_bits([&](int k) { return static_cast<uint32_t>(b.hmask[k] >> g & 1); }));
+        }
+    }
+};
+
+template <>
+struct Packed<BlockQ6_K> {
+    static constexpr Kind kKind = Kind::Integers;
+    static constexpr int kBias = 32, kParts = 2, kTurn = 4, kLaneBytes = sizeof(BlockQ6_K);
+    static constexpr bool kOffset = false;
+    struct Head {
+        uint2 scales;
+        uint32_t d;
+    };
+    struct Codes {
+        uint4 low;
+        uint2 high;
+    };
+    static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
+        return {reinterpret_cast<const uint2*>(unit)[2 * lane + first / 4], load_plane<uint16_t>(unit, 16, lane)};
+    }
+    static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float*) {
+        const uint32_t word = (i < 2 ? head.scales.x : head.scales.y) >> 16 * (i % 2);
+        const float d = low_half(head.d);
+        for (int part = 0; part < 2; ++part) scale[part] = d * (small_float(word >> 8 * part & 255) - 128.f);
+    }
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        return {load_plane<uint4>(unit, 18 + 24 * g, lane), load_plane<uint2>(unit, 34 + 24 * g, lane)};
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
+        unpack_nibbles(from.low, codes);
+        add_crumbs<4>(from.high, codes);
+    }
+    static __device__ void pack(const BlockQ6_K* blocks, int n, std::byte* unit, int lane) {
+        const BlockQ6_K b = n ? *blocks : BlockQ6_K{};
+        uint32_t scales[4] = {};
+        for (int i = 0; i < 16; ++i) scales[i / 4] |= static_cast<uint32_t>(b.scales[i] + 128) << 8 * (i % 4);
+        store_plane(unit, 0, lane, uint4{scales[0], scales[1], scales[2], scales[3]});
+        store_plane(unit, 16, lane, b.d);
+        for (int g = 0; g < 8; ++g) {
+            const int h = g / 4, j = g % 4;
+            store_plane(unit, 18 + 24 * g, lane, nibbles([&](int k) {
+                            return static_cast<uint32_t>(b.ql[64 * h + 32 * (j % 2) + k] >> 4 * (j / 2) & 15);
+                        }));
+            store_plane(unit, 34 + 24 * g, lane,
+                        crumbs([&](int k) { return static_cast<uint32_t>(b.qh[32 * h + k] >> 2 * j & 3); }));
+        }
+    }
+};
+
+template <>
+struct Packed<BlockIQ4_XS> {
+    static constexpr Kind kKind = Kind::Integers;
+    static constexpr int kBias = 0, kParts = 1, kTurn = 4, kLaneBytes = sizeof(BlockIQ4_XS);
+    static constexpr bool kOffset = false;
+    struct Head {
+        uint2 all;
+    };
+    struct Codes {
+        uint4 levels;
+    };
+    static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int) {
+        return {load_plane<uint2>(unit, 0, lane)};
+    }
+    static __device__ __forceinline__ void scales(const Head& head, int first, int i, float* scale, float*) {
+        // 24 bits a half: the word's and the half word's
+        const uint32_t bits = first ? head.all.y >> 24 | head.all.x >> 16 << 8 : head.all.y;
+        scale[0] = low_half(head.all.x) * (small_float(bits >> 6 * i & 63) - 32.f);
+    }
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        return {load_plane<uint4>(unit, 8 + 16 * g, lane)};
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
+        unpack_levels(from.levels, kIQ4Words, codes);
+    }
+    static __device__ void pack(const BlockIQ4_XS* blocks, int n, std::byte* unit, int lane) {
+        const BlockIQ4_XS b = n ? *blocks : BlockIQ4_XS{};
+        uint64_t bits = 0;
+        for (int g = 0; g < 8; ++g) bits |= static_cast<uint64_t>(iq4_xs_scale(b, g) + 32) << 6 * g;
+        store_plane(unit, 0, lane, uint2{b.d | static_cast<uint32_t>(bits >> 32) << 16, static_cast<uint32_t>(bits)});
+        for (int g = 0; g < 8; ++g)
+            store_plane(unit, 8 + 16 * g, lane, ordered_nibbles([&](int k) { return level_of(b.qs + 16 * g, k); }));
+    }
+};
+
+}  // namespace gemmart::gpu
