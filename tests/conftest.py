@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemmart import _core
+from gpu_module import gpu_module as gpu_module  # a fixture
 from tiny import write_tiny
 
 if TYPE_CHECKING:

@@ -1,0 +1,155 @@
+"""The GPU module for tests: compiled for the emulator (csrc/emulator), or by nvcc where there is a device.
+
+Objects and modules are kept in a folder of the system's temporary one, under a hash of all that goes into them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cffi
+import numpy as np
+import pytest
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+# What the kernels' sources take from the core.
+CORE = [CSRC / "tensor.cpp", CSRC / "kv_cache.cpp"]
+EMULATED = {  # device: what is defined
+    "emulated": [],
+    "emulated-64": ["-DGEMMART_EMULATED_WAVE=64"],
+    "emulated-plain": ["-DGEMMART_EMULATED_PLAIN_TILES=1"],
+}
+# GEMMART_TEST_DEVICES=emulated,emulated-64,emulated-plain,cuda runs the tests on all of them.
+DEVICES = os.environ.get("GEMMART_TEST_DEVICES", "emulated,cuda").split(",")
+GNU = [
+    "-std=c++20",
+    "-O2",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+]
+NVCC = ["-std=c++20", "-O3", "-arch=native", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+class GpuModule:
+    """An opened module: `lib` has the functions of executor_abi.h and kernel_abi.h, `ffi` their types."""
+
+    def __init__(self, path: Path, declarations: str) -> None:
+        self.ffi = cffi.FFI()
+        self.ffi.cdef(declarations)
+        self.lib: Any = self.ffi.dlopen(str(path), self.ffi.RTLD_LAZY)
+
+    def check(self, status: int) -> None:
+        """Raise what the module says of a status that is not 0."""
+        if status != 0:
+            raise RuntimeError(f"status {status}: {self.ffi.string(self.lib.gemmart_last_error()).decode()}")
+
+    def pointer(self, array: np.ndarray | None) -> Any:
+        """To an array's numbers, of their type (NULL for None). The caller keeps the array."""
+        if array is None:
+            return self.ffi.NULL
+        assert array.flags.c_contiguous
+        kind = {"float32": "float", "float64": "double", "bool": "uint8_t"}.get(
+            array.dtype.name, f"{array.dtype.name}_t"
+        )
+        return self.ffi.cast(f"{kind} *", array.ctypes.data)
+
+
+def declarations(*headers: Path) -> str:
+    """Of headers in plain C: all but the lines that begin with # and the braces of extern "C"."""
+    text = "\n".join(header.read_text() for header in headers)
+    text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.DOTALL)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def build_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"gemmart-gpu-modules-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def in_cache(name: str, suffix: str, key: Sequence[str | bytes], command: Sequence[str]) -> Path:
+    """The file that `command -o FILE` makes, if it is not there yet."""
+    digest = hashlib.sha256()
+    for part in (*key, *command):
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    made = build_folder() / f"{name}-{digest.hexdigest()[:20]}{suffix}"
+    if not made.exists():
+        partial = made.with_suffix(f".{os.getpid()}.partial")
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
+        partial.rename(made)
+    return made
+
+
+def build(compiler: Sequence[str], sources: Sequence[Path], name: str) -> Path:
+    """A shared library of `sources`, each compiled with `compiler` (program and flags)."""
+    headers = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh", ".def"})
+    shared = [subprocess.run([compiler[0], "--version"], capture_output=True, text=True).stdout]
+    if "-march=native" in compiler:
+        shared += re.findall(r"^flags.*", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)[:1]
+    shared += [header.read_text() for header in headers]
+
+    def object_of(source: Path) -> Path:
+        language = ["-x", "cu" if source.suffix == ".cu" and "nvcc" in compiler[0] else "c++"]
+        command = [*compiler, "-I", str(CSRC), *language, "-c", str(source)]
+        return in_cache(source.stem, ".o", [*shared, source.read_text()], command)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = [str(o) for o in pool.map(object_of, sources)]
+    return in_cache(name, ".so", [], [compiler[0], "-shared", *objects])
+
+
+@cache
+def emulated(device: str = "emulated") -> GpuModule:
+    sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
+    sources += [*sorted((CSRC / "emulator").glob("*.cpp")), *CORE]
+    return _open(build(["g++", *GNU, "-DGEMMART_EMULATED=1", *EMULATED[device]], sources, device))
+
+
+@cache
+def cuda() -> GpuModule:
+    """Built by nvcc for the device that is there."""
+    if reason := why_no_cuda():
+        pytest.skip(reason)
+    sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
+    return _open(build(["nvcc", *NVCC], [*sources, *CORE], "cuda"))
+
+
+def why_no_cuda() -> str:
+    """Why kernels cannot run on a GPU here; empty if they can."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1)"
+    n = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(n)) != 0 or n.value == 0:
+        return "no NVIDIA device"
+    return "" if shutil.which("nvcc") else "no nvcc"
+
+
+def _open(path: Path) -> GpuModule:
+    return GpuModule(path, declarations(CSRC / "executor_abi.h", CSRC / "cuda" / "kernel_abi.h"))
+
+
+@pytest.fixture(params=[pytest.param(d, marks=pytest.mark.gpu) if d == "cuda" else d for d in DEVICES])
+def gpu_module(request: pytest.FixtureRequest) -> GpuModule:
+    """The module on each device; on "cuda" skipped with the reason where there is none."""
+    return cuda() if request.param == "cuda" else emulated(request.param)
