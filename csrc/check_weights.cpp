@@ -35,7 +35,7 @@ int64_t size_of(const Tensor& tensor) {
 
 }  // namespace
 
-void check_weights(const GgufFile& file, int n_threads, cpu::Loading& loading) {
+void check_weights(const GgufFile& file, int n_threads, Loading& loading) {
     std::vector<Piece> pieces;
     for (const Tensor& tensor : file.tensors()) {
         const int64_t n = size_of(tensor);

@@ -1,4 +1,4 @@
-// The dense decoder that all families share, described by plain data: a family fills in a Config, an executor runs it.
+// The dense decoder that all families share, described by plain data: a family fills in a Config, executors run it.
 //
 // Dimensions, here and everywhere: n_tokens rows of a batch; dim the width of the residual stream; n_heads query heads
 // and n_kv_heads key/value heads of head_dim each; ffn_dim the width of the gated feed-forward; n_vocab; pos a position
@@ -58,17 +58,6 @@ struct Batch {
     std::vector<Segment> segments;
     std::vector<int> outputs;  // rows that want logits, ascending
     std::vector<int> hidden;   // rows that want their state behind the last norm instead, ascending
-};
-
-class KvCache;
-
-// Runs the decoder on one device.
-class Executor {
-  public:
-    virtual ~Executor() = default;
-    // Computes the batch, whose positions are reserved in `cache`, and writes logits [n_outputs, n_vocab], soft-capped
-    // and unnormalised, and states [n_hidden, dim].
-    virtual void forward(const Batch& batch, const KvCache& cache, float* logits, float* hidden) = 0;
 };
 
 }  // namespace gemmart

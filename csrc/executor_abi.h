@@ -102,7 +102,8 @@ typedef struct GemmartNeed {
     uint64_t weights, buffers, kv;  // bytes on the device; what the driver takes for itself is not counted
 } GemmartNeed;
 
-// Bytes [offset, offset + n_bytes) of the model into `to`; not 0: the load is cancelled.
+// Bytes [offset, offset + n_bytes) of the model into `to`; not 0: the load is cancelled. Several threads may call it at
+// once.
 typedef struct GemmartReader {
     int32_t (*read)(void* user, uint64_t offset, void* to, uint64_t n_bytes);
     void* user;
@@ -111,7 +112,7 @@ typedef struct GemmartReader {
 typedef struct GemmartExecutor GemmartExecutor;
 typedef struct GemmartContext GemmartContext;
 
-// Needs no device.
+// Needs no device, and no numbers of vectors. Logits, which grow with the rows that ask for them, are not counted.
 int32_t gemmart_plan(const GemmartRange* range, const GemmartKv* kv, GemmartNeed* need);
 int32_t gemmart_load(int32_t device, const GemmartRange* range, const GemmartReader* reader, GemmartExecutor** loaded);
 void gemmart_free(GemmartExecutor* executor);

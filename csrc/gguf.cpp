@@ -526,4 +526,12 @@ const Tensor* GgufFile::find(std::string_view name) const {
     return found == name_index_.end() ? nullptr : &tensors_[found->second];
 }
 
+std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor) {
+    std::vector<std::byte> raw(tensor.n_bytes);
+    file.bytes().read(tensor.offset, raw.data(), raw.size());
+    std::vector<float> out(tensor.shape[0]);
+    format_of(tensor.dtype).decode(raw.data(), out.data(), tensor.shape[0]);
+    return out;
+}
+
 }  // namespace gemmart

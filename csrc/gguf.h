@@ -109,4 +109,7 @@ class GgufFile {
     std::unordered_map<std::string_view, size_t> name_index_;  // views into tensors_
 };
 
+// A tensor of one dimension as floats.
+std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor);
+
 }  // namespace gemmart

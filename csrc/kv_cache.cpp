@@ -65,7 +65,8 @@ struct Pool {
     std::byte* base = nullptr;
     size_t n_bytes = 0;
     size_t page_bytes = 0;
-    int window = 0;  // tokens; 0 = unlimited
+    std::vector<PageStore*> stores;  // of the layers whose pages lie elsewhere
+    int window = 0;                  // tokens; 0 = unlimited
     std::vector<Page> pages;
     std::vector<int32_t> free;
     int64_t n_cached = 0;  // pages without a holder, with a node
@@ -76,6 +77,7 @@ struct Pool {
 
     void allocate(int64_t n_pages) {
         bool overflow = __builtin_mul_overflow(static_cast<size_t>(n_pages), page_bytes, &n_bytes);
+        n_bytes = std::max<size_t>(n_bytes, 1);
         void* memory = overflow ? MAP_FAILED
                                 : mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -128,6 +130,7 @@ KvHeadLayout kv_head_layout(KvType type, int head_dim) {
 struct KvCache::Impl {
     std::vector<KvLayer> layers;
     std::vector<size_t> layer_offset;  // bytes inside a page
+    std::vector<size_t> part_bytes;    // of each layer
     KvType type;
     int slack;
     Pool pools[2];
@@ -153,7 +156,7 @@ struct KvCache::Impl {
         return static_cast<int>(std::max<int64_t>(0, pos - pools[Windowed].window + 1) / kPageTokens);
     }
 
-    bool has(Group group) const { return pools[group].page_bytes > 0; }
+    bool has(Group group) const { return !pools[group].pages.empty(); }
 
     bool usable(const Sequence& s, int upto) const {
         return !has(Windowed) || upto == 0 || s.held_from <= first_seen(upto);
@@ -300,6 +303,7 @@ struct KvCache::Impl {
         if (pool.pages[old].n_holders > 1) {
             int32_t copy = take(g);
             std::memcpy(pool.base + copy * pool.page_bytes, pool.base + old * pool.page_bytes, pool.page_bytes);
+            for (PageStore* store : pool.stores) store->copy(static_cast<Group>(g), old, copy);
             s.pages[g][s.length() / kPageTokens] = copy;
             let_go(g, old);
         } else if (Node* node = pool.pages[old].node) {
@@ -320,13 +324,19 @@ KvCache::KvCache(std::vector<KvLayer> layers, KvType type, int64_t n_tokens, int
     m.layers = std::move(layers);
     m.type = type;
     m.slack = slack;
+    bool has_layers[2] = {false, false};
     for (const KvLayer& layer : m.layers) {
         check<std::invalid_argument>(layer.n_kv_heads > 0 && layer.window >= 0, "a layer has ", layer.n_kv_heads,
                                      " kv heads (expected at least 1) and a window of ", layer.window,
                                      " (expected at least 0)");
         Pool& pool = m.pools[layer.window ? Windowed : Global];
         m.layer_offset.push_back(pool.page_bytes);
-        pool.page_bytes += layer.n_kv_heads * kv_head_layout(type, layer.head_dim).n_bytes;
+        m.part_bytes.push_back(layer.n_kv_heads * kv_head_layout(type, layer.head_dim).n_bytes);
+        has_layers[layer.window ? Windowed : Global] = true;
+        if (!layer.store)
+            pool.page_bytes += m.part_bytes.back();
+        else if (std::ranges::find(pool.stores, layer.store) == pool.stores.end())
+            pool.stores.push_back(layer.store);
         pool.window = std::max(pool.window, layer.window);
     }
     // Each sequence can leave one page partly filled.
@@ -334,7 +344,7 @@ KvCache::KvCache(std::vector<KvLayer> layers, KvType type, int64_t n_tokens, int
     // Both ends of what a sequence holds of them can lie inside a page.
     int64_t n_in_window = n_pages_for(int64_t{m.pools[Windowed].window} + slack + kChunk) + 2;
     for (int g : {Global, Windowed}) {
-        if (m.pools[g].page_bytes == 0) continue;
+        if (!has_layers[g]) continue;
         m.groups.push_back(g);
         m.pools[g].allocate(g == Global ? n_pages : std::min(n_pages, n_sequences * n_in_window));
     }
@@ -522,6 +532,22 @@ KvType KvCache::type() const { return impl_->type; }
 std::byte* KvCache::at(int layer, int32_t page) const {
     const Pool& pool = impl_->pools[group(layer)];
     return pool.base + page * pool.page_bytes + impl_->layer_offset[layer];
+}
+
+size_t KvCache::part_bytes(int layer) const { return impl_->part_bytes[layer]; }
+
+void KvCache::read(int layer, int32_t page, std::byte* to) const {
+    if (PageStore* store = impl_->layers[layer].store)
+        store->read(layer, page, to);
+    else
+        std::memcpy(to, at(layer, page), part_bytes(layer));
+}
+
+void KvCache::write(int layer, int32_t page, const std::byte* from) {
+    if (PageStore* store = impl_->layers[layer].store)
+        store->write(layer, page, from);
+    else
+        std::memcpy(at(layer, page), from, part_bytes(layer));
 }
 
 KvCache::Stats KvCache::stats() const {

@@ -37,10 +37,22 @@ KvHeadLayout kv_head_layout(KvType type, int head_dim);
 
 enum Group { Global = 0, Windowed = 1 };
 
+// Where the pages of some layers are kept, if not in the cache's own memory: on a device.
+class PageStore {
+  public:
+    virtual ~PageStore() = default;
+    // The parts that all its layers of a group have in a page.
+    virtual void copy(Group group, int32_t from, int32_t to) = 0;
+    // A layer's part of a page. layer: of the model.
+    virtual void read(int layer, int32_t page, std::byte* to) = 0;
+    virtual void write(int layer, int32_t page, const std::byte* from) = 0;
+};
+
 struct KvLayer {
     int n_kv_heads;
     int head_dim;
-    int window;  // tokens, 0 = unlimited
+    int window;                  // tokens, 0 = unlimited
+    PageStore* store = nullptr;  // null: the cache's own memory
 };
 
 class KvCache {
@@ -97,12 +109,18 @@ class KvCache {
     Group group(int layer) const;
     const std::vector<KvLayer>& layers() const;
     KvType type() const;
-    // Start of a layer's part in a page (kv head 0; the next head follows after KvHeadLayout::n_bytes).
+    // Start of a layer's part in a page (kv head 0; the next head follows after KvHeadLayout::n_bytes), if it lies in
+    // the cache's own memory.
     std::byte* at(int layer, int32_t page) const;
+    // A layer's part of a page, wherever it is kept: part_bytes(layer) of them. For pages of sequences that nobody
+    // computes; then it may run beside other threads.
+    size_t part_bytes(int layer) const;
+    void read(int layer, int32_t page, std::byte* to) const;
+    void write(int layer, int32_t page, const std::byte* from);
 
     struct Stats {
         int64_t n_pages[2], n_free[2], n_cached[2];  // a group; cached: held only as prefix, can be dropped
-        int64_t page_bytes[2];
+        int64_t page_bytes[2];                       // in the cache's own memory
         int n_sequences;
     };
     Stats stats() const;

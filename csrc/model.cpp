@@ -15,6 +15,33 @@ std::vector<KvLayer> kv_layers(const Config& config) {
     return layers;
 }
 
+// What is left to the CPU.
+Config cpu_config(const ModelFacts& facts, GpuShare gpu) {
+    Config config = facts.config;
+    config.layers.resize(config.layers.size() - gpu.n_layers);
+    return config;
+}
+ModelTensors cpu_tensors(const ModelFacts& facts, GpuShare gpu) {
+    ModelTensors tensors = facts.tensors;
+    tensors.layers.resize(tensors.layers.size() - gpu.n_layers);
+    if (gpu.head) tensors.output = nullptr;
+    return tensors;
+}
+
+GpuShare share_of(const ModelFacts& facts, const std::vector<GpuPart>& parts) {
+    GpuShare share;
+    const auto n_layers = static_cast<int>(facts.config.layers.size());
+    for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+        check<std::invalid_argument>(
+            part->n_layers > 0 && part->first_layer + part->n_layers == n_layers - share.n_layers &&
+                part->first_layer >= 0 && (!part->head || part == parts.rbegin()),
+            "GPU parts must be runs of the last layers, one behind the other, the head in the last one");
+        share.n_layers += part->n_layers;
+        share.head = share.head || part->head;
+    }
+    return share;
+}
+
 }  // namespace
 
 ModelFacts::ModelFacts(std::vector<Range> ranges)
@@ -23,20 +50,39 @@ ModelFacts::ModelFacts(std::vector<Range> ranges)
       tensors(find_tensors(*file, config)) {}
 
 MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
-                       KvType kv_type) {
-    const KvCache cache(kv_layers(facts.config), kv_type, n_kv_tokens, n_sequences, Context::kSlack);
-    const KvCache::Stats stats = cache.stats();
+                       KvType kv_type, GpuShare gpu) {
+    const Config config = cpu_config(facts, gpu);
+    const ModelTensors tensors = cpu_tensors(facts, gpu);
     size_t kv = 0;
-    for (int group : {Global, Windowed}) kv += stats.n_pages[group] * stats.page_bytes[group];
-    return {cpu::packed_weight_bytes(facts.tensors), cpu::mapped_weight_bytes(*facts.file, facts.tensors, n_threads),
-            cpu::buffer_bytes(facts.config, n_batch, n_threads), kv};
+    if (!config.layers.empty()) {
+        const KvCache::Stats stats =
+            KvCache(kv_layers(config), kv_type, n_kv_tokens, n_sequences, Context::kSlack).stats();
+        for (int group : {Global, Windowed}) kv += stats.n_pages[group] * stats.page_bytes[group];
+    }
+    return {cpu::packed_weight_bytes(tensors), cpu::mapped_weight_bytes(*facts.file, tensors, n_threads),
+            cpu::buffer_bytes(config, n_batch, n_threads), kv};
+}
+
+GemmartNeed gpu_need(const ModelFacts& facts, const GpuModule& module, int first_layer, int n_layers, bool head,
+                     int n_batch, int64_t n_kv_tokens, int n_sequences, KvType kv_type) {
+    const KvCache cache(kv_layers(facts.config), kv_type, n_kv_tokens, n_sequences, Context::kSlack);
+    return gpu_need(module, facts.config, facts.tensors, first_layer, n_layers, head, n_batch, gpu_kv(cache));
 }
 
 Model::Model(ModelFacts facts, int n_threads, int n_batch, bool precise, const cpu::WeightOptions& options,
-             cpu::Loading& loading)
+             const std::vector<GpuPart>& gpu, Loading& loading)
     : facts_(std::move(facts)),
       n_batch_(n_batch),
-      executor_(facts_.file, facts_.config, facts_.tensors, n_threads, n_batch, precise, options, loading) {}
+      gpu_([&] {
+          std::vector<std::shared_ptr<GpuExecutor>> executors;
+          share_of(facts_, gpu);
+          for (const GpuPart& part : gpu)
+              executors.push_back(std::make_shared<GpuExecutor>(part, *facts_.file, facts_.config, facts_.tensors,
+                                                                n_batch, precise, loading));
+          return executors;
+      }()),
+      executor_(facts_.file, cpu_config(facts_, share_of(facts_, gpu)), cpu_tensors(facts_, share_of(facts_, gpu)),
+                n_threads, n_batch, precise, options, loading) {}
 
 void Model::time_phases(bool on) {
     std::lock_guard lock(mutex_);
@@ -49,6 +95,7 @@ std::vector<cpu::PhaseTime> Model::phase_times() {
 }
 
 void Model::sum_input_squares(bool on) {
+    check<std::invalid_argument>(gpu_.empty(), "input squares are summed on the CPU only");
     std::lock_guard lock(mutex_);
     executor_.input_squares().set(on);
 }
@@ -59,7 +106,23 @@ std::vector<cpu::InputSquares::Sums> Model::input_squares() {
 }
 
 Context::Context(std::shared_ptr<Model> model, int64_t n_kv_tokens, int n_sequences, KvType kv_type)
-    : model_(std::move(model)), kv_(kv_layers(model_->facts().config), kv_type, n_kv_tokens, n_sequences, kSlack) {}
+    : model_(std::move(model)),
+      gpu_([&] {
+          std::vector<std::unique_ptr<GpuContext>> contexts;
+          for (const auto& executor : model_->gpu_) contexts.push_back(std::make_unique<GpuContext>(executor));
+          return contexts;
+      }()),
+      kv_(kv_layers(), kv_type, n_kv_tokens, n_sequences, kSlack) {
+    for (const auto& context : gpu_) context->allocate(kv_);
+}
+
+std::vector<KvLayer> Context::kv_layers() const {
+    std::vector<KvLayer> layers = gemmart::kv_layers(model_->facts().config);
+    for (const auto& context : gpu_)
+        for (int i = 0; i < context->part().n_layers; ++i)
+            layers[context->part().first_layer + i].store = context.get();
+    return layers;
+}
 
 std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<const Run> runs,
                                    std::span<const int> outputs, std::span<const int> hidden) {
@@ -96,19 +159,27 @@ std::vector<bool> Context::forward(std::span<const int32_t> tokens, std::span<co
 
     std::lock_guard lock(model_->mutex_);
     n_outputs_ = 0, n_hidden_ = 0;
-    if (const size_t n = outputs.size() * n_vocab(); n > logits_.size()) {
+    const size_t n_rows = head_on_gpu() ? 1 : outputs.size();
+    if (const size_t n = n_rows * n_vocab(); n > logits_.size()) {
         logits_ = {};  // nothing is copied, and no room is left for more
         logits_.resize(n);
     }
     hidden_.resize(std::max(hidden_.size(), hidden.size() * dim()));
     for (const Run& run : runs) kv_.reserve(run.seq, run.n_tokens);
-    model_->executor_.forward(batch, kv_, logits_.data(), hidden_.data());
+    std::vector<uint8_t> gpu_finite(outputs.size() + hidden.size());
+    cpu::CpuExecutor::Rest rest;
+    if (!gpu_.empty())
+        rest = [&](float* x) {
+            for (const auto& context : gpu_) context->forward(batch, kv_, x, hidden_.data(), gpu_finite.data());
+        };
+    model_->executor_.forward(batch, kv_, logits_.data(), hidden_.data(), rest);
     size_t row = 0;
     for (const Run& run : runs) {
         kv_.commit(run.seq, tokens.subspan(row, run.n_tokens));
         row += run.n_tokens;
     }
     n_outputs_ = static_cast<int>(outputs.size()), n_hidden_ = hidden.size();
+    if (head_on_gpu()) return {gpu_finite.begin(), gpu_finite.end()};
     std::vector<bool> finite;
     for (int i = 0; i < n_outputs_; ++i) finite.push_back(model_->kernels().all_finite(logits(i), n_vocab()));
     for (size_t i = 0; i < n_hidden_; ++i)
@@ -121,13 +192,18 @@ void Context::check_output(int output) const {
                                  ")");
 }
 
-const float* Context::logits(int output) const {
+const float* Context::logits(int output) {
     check_output(output);
+    if (head_on_gpu()) {
+        gpu_.back()->logits(output, logits_.data());
+        return logits_.data();
+    }
     return logits_.data() + static_cast<size_t>(output) * n_vocab();
 }
 
 Candidates Context::select(int output, int k, const Adjustments& adjust) {
     check_output(output);
+    if (head_on_gpu()) return gpu_.back()->select(output, k, adjust);
     float* row = logits_.data() + static_cast<size_t>(output) * n_vocab();
     return gemmart::select({row, static_cast<size_t>(n_vocab())}, k, adjust, model_->kernels());
 }

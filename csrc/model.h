@@ -1,4 +1,4 @@
-// Model: an opened file, its configuration and its executor. Context: the sequences that run on it.
+// Model: an opened file, its configuration and its executors. Context: the sequences that run on it.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 #include "cpu/executor.h"
 #include "decoder.h"
 #include "gguf.h"
+#include "gpu_module.h"
 #include "kv_cache.h"
 #include "model_tensors.h"
 #include "select.h"
@@ -23,7 +24,13 @@ struct ModelFacts {
     explicit ModelFacts(std::vector<Range> ranges);  // as GgufFile takes them
 };
 
-// Bytes that a model and a context will take.
+// How many of the last layers run on GPUs, and whether the head does.
+struct GpuShare {
+    int n_layers = 0;
+    bool head = false;
+};
+
+// Bytes of this machine's memory that a model and a context will take, without what lies on GPUs.
 struct MemoryNeed {
     size_t packed_weights;
     size_t mapped_weights;  // besides the system's cache of the file
@@ -31,12 +38,17 @@ struct MemoryNeed {
     size_t kv;  // when every page is in use
 };
 MemoryNeed memory_need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
-                       KvType kv_type);
+                       KvType kv_type, GpuShare gpu);
+// Bytes of a GPU's memory that layers [first_layer, first_layer + n_layers), and the head, will take.
+GemmartNeed gpu_need(const ModelFacts& facts, const GpuModule& module, int first_layer, int n_layers, bool head,
+                     int n_batch, int64_t n_kv_tokens, int n_sequences, KvType kv_type);
 
 class Model {
   public:
+    // gpu: parts of the last layers, in order; the head only in the last one. The layers before them run on the CPU,
+    // and so does the head where none of them has it.
     Model(ModelFacts facts, int n_threads, int n_batch, bool precise, const cpu::WeightOptions& options,
-          cpu::Loading& loading);
+          const std::vector<GpuPart>& gpu, Loading& loading);
     const ModelFacts& facts() const { return facts_; }
     const cpu::Kernels& kernels() const { return executor_.kernels(); }
     int n_batch() const { return n_batch_; }
@@ -44,7 +56,8 @@ class Model {
     // Measures from now on, anew, where the time of each forward goes; or no more.
     void time_phases(bool on);
     std::vector<cpu::PhaseTime> phase_times();
-    // The same of the squares of what the layers' matrices are multiplied with.
+    // The same of the squares of what the layers' matrices are multiplied with. Throws std::invalid_argument where some
+    // run on a GPU.
     void sum_input_squares(bool on);
     std::vector<cpu::InputSquares::Sums> input_squares();
 
@@ -52,8 +65,9 @@ class Model {
     friend class Context;
     const ModelFacts facts_;
     const int n_batch_;
+    std::vector<std::shared_ptr<GpuExecutor>> gpu_;
     cpu::CpuExecutor executor_;
-    std::mutex mutex_;  // the executor's buffers serve one forward at a time
+    std::mutex mutex_;  // the executors' buffers serve one forward at a time
 };
 
 class Context {
@@ -76,7 +90,7 @@ class Context {
     // Logits of the last forward: n_outputs() rows of n_vocab().
     int n_outputs() const { return n_outputs_; }
     int n_vocab() const { return model_->facts().config.n_vocab; }
-    const float* logits(int output) const;
+    const float* logits(int output);
     // States of the last forward, [n_hidden, dim].
     std::span<const float> hidden() const { return {hidden_.data(), n_hidden_ * dim()}; }
     int dim() const { return model_->facts().config.dim; }
@@ -87,11 +101,14 @@ class Context {
     KvCache& kv() { return kv_; }
 
   private:
+    std::vector<KvLayer> kv_layers() const;
     void check_output(int output) const;
+    bool head_on_gpu() const { return !gpu_.empty() && gpu_.back()->part().head; }
 
     std::shared_ptr<Model> model_;
+    std::vector<std::unique_ptr<GpuContext>> gpu_;  // of each part
     KvCache kv_;
-    std::vector<float> logits_;
+    std::vector<float> logits_;  // head on a GPU: one row, the last that was read
     std::vector<float> hidden_;
     int n_outputs_ = 0;
     size_t n_hidden_ = 0;

@@ -31,17 +31,31 @@ std::unique_ptr<KvCache> make(const std::vector<std::tuple<int, int, int>>& laye
     return std::make_unique<KvCache>(std::move(list), kv_type_of(kv_type), n_tokens, n_sequences, slack);
 }
 
-// A view of a layer's part; `self` keeps the memory alive.
-py::array_t<uint8_t> page_view(const py::object& self, int layer, int32_t page) {
-    const auto& cache = self.cast<const KvCache&>();
-    const std::vector<KvLayer>& layers = cache.layers();
-    check<std::invalid_argument>(layer >= 0 && layer < static_cast<int>(layers.size()), "layer ", layer,
-                                 " is outside 0 … ", layers.size() - 1);
-    int64_t n_pages = cache.stats().n_pages[cache.group(layer)];
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+void check_page(const KvCache& cache, int layer, int32_t page) {
+    const auto n_layers = static_cast<int>(cache.layers().size());
+    check<std::invalid_argument>(layer >= 0 && layer < n_layers, "layer ", layer, " is outside 0 … ", n_layers - 1);
+    const int64_t n_pages = cache.stats().n_pages[cache.group(layer)];
     check<std::invalid_argument>(page >= 0 && page < n_pages, "page ", page, " is outside 0 … ", n_pages - 1);
-    size_t n_bytes = layers[layer].n_kv_heads * kv_head_layout(cache.type(), layers[layer].head_dim).n_bytes;
-    return py::array_t<uint8_t>(static_cast<py::ssize_t>(n_bytes), reinterpret_cast<uint8_t*>(cache.at(layer, page)),
-                                self);
+}
+
+Bytes read_page(const KvCache& cache, int layer, int32_t page) {
+    check_page(cache, layer, page);
+    Bytes out(static_cast<py::ssize_t>(cache.part_bytes(layer)));
+    auto* to = reinterpret_cast<std::byte*>(out.mutable_data());
+    py::gil_scoped_release release;
+    cache.read(layer, page, to);
+    return out;
+}
+
+void write_page(KvCache& cache, int layer, int32_t page, const Bytes& data) {
+    check_page(cache, layer, page);
+    check<std::invalid_argument>(static_cast<size_t>(data.size()) == cache.part_bytes(layer), "data has ", data.size(),
+                                 " bytes, expected ", cache.part_bytes(layer));
+    const auto* from = reinterpret_cast<const std::byte*>(data.data());
+    py::gil_scoped_release release;
+    cache.write(layer, page, from);
 }
 
 py::dict stats(const KvCache& cache) {
@@ -89,7 +103,7 @@ void register_kv(py::module_& m) {
             "(id, length) of a new sequence with the longest prefix of `ids` (int32 [n]) that is stored under `salt`: "
             "whole pages, at most n - 1 tokens.")
         .def("restore", &KvCache::restore, "n"_a, "held_from"_a, "salt"_a,
-             "A new sequence with the positions [0, n), whole pages, writable through page_view() until commit(); of "
+             "A new sequence with the positions [0, n), whole pages, writable by write_page() until commit(); of "
              "its "
              "windowed pages the first `held_from` are given back. Raises OutOfMemory, InvalidRequest.")
         .def("free", &KvCache::free, "seq"_a, "Closes a sequence; its full pages stay stored until space is wanted.")
@@ -115,9 +129,13 @@ void register_kv(py::module_& m) {
             },
             "seq"_a, "group"_a,
             "Page ids in order of position, int32 [n_pages], -1 where given back; group: global or windowed.")
-        .def("page_view", &page_view, "layer"_a, "page"_a,
-             "The memory itself of a layer's part of a page, uint8 [n_kv_heads * kv_head_layout()['n_bytes']]; writing "
-             "to it changes every sequence that holds the page.")
+        .def("part_bytes", &KvCache::part_bytes, "layer"_a, "Of a layer's part of a page.")
+        .def(
+            "read_page", &read_page, "layer"_a, "page"_a,
+            "A copy of a layer's part of a page, uint8 [part_bytes(layer)], wherever it is kept. For pages that nobody "
+            "computes; then it may run beside other threads.")
+        .def("write_page", &write_page, "layer"_a, "page"_a, "data"_a,
+             "Changes it, for every sequence that holds the page.")
         .def("stats", &stats,
              "A dict: for global and windowed a dict of n_pages, n_free, n_cached (held only as stored prefix), "
              "page_bytes; and n_sequences.");

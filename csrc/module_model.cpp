@@ -34,11 +34,64 @@ py::dict info(const ModelFacts& facts) {
                     "tied_output"_a = c.tied_output, "layers"_a = layers);
 }
 
+// The last n_layers layers of a model.
+GpuShare share(const ModelFacts& facts, int n_layers, bool head) {
+    const auto n = static_cast<int>(facts.config.layers.size());
+    check<std::invalid_argument>(n_layers >= 0 && n_layers <= n, "n_gpu_layers is ", n_layers, ", expected 0 to ", n);
+    check<std::invalid_argument>(!head || n_layers > 0, "the head cannot be on a GPU alone");
+    return {n_layers, head};
+}
+
 py::dict need(const ModelFacts& facts, int n_threads, int n_batch, int64_t n_kv_tokens, int n_sequences,
-              const std::string& kv_type) {
-    const MemoryNeed m = memory_need(facts, n_threads, n_batch, n_kv_tokens, n_sequences, kv_type_of(kv_type));
+              const std::string& kv_type, int n_gpu_layers, bool gpu_head) {
+    const MemoryNeed m = memory_need(facts, n_threads, n_batch, n_kv_tokens, n_sequences, kv_type_of(kv_type),
+                                     share(facts, n_gpu_layers, gpu_head));
     return py::dict("packed_weights"_a = m.packed_weights, "mapped_weights"_a = m.mapped_weights,
                     "buffers"_a = m.buffers, "kv"_a = m.kv);
+}
+
+py::dict need_of_gpu(const ModelFacts& facts, const GpuModule& module, int n_layers, bool head, int n_batch,
+                     int64_t n_kv_tokens, int n_sequences, const std::string& kv_type, int n_behind) {
+    share(facts, n_layers + n_behind, head);
+    const int first = static_cast<int>(facts.config.layers.size()) - n_layers - n_behind;
+    const GemmartNeed n =
+        gpu_need(facts, module, first, n_layers, head, n_batch, n_kv_tokens, n_sequences, kv_type_of(kv_type));
+    return py::dict("weights"_a = n.weights, "buffers"_a = n.buffers, "kv"_a = n.kv);
+}
+
+// Of (module, device, number of layers), in order.
+std::vector<GpuPart> gpu_parts(const ModelFacts& facts,
+                               const std::vector<std::tuple<std::shared_ptr<GpuModule>, int, int>>& list, bool head,
+                               bool own_gemm) {
+    int first = static_cast<int>(facts.config.layers.size());
+    for (const auto& [module, device, n_layers] : list) first -= n_layers;
+    std::vector<GpuPart> parts;
+    for (const auto& [module, device, n_layers] : list) {
+        parts.push_back({module, device, first, n_layers, false, own_gemm});
+        first += n_layers;
+    }
+    if (!parts.empty()) parts.back().head = head;
+    return parts;
+}
+
+py::dict build_of(const GpuModule& module) {
+    const GemmartBuild b = module.build();
+    return py::dict("backend"_a = b.backend, "version"_a = b.version, "compiler"_a = b.compiler, "archs"_a = b.archs,
+                    "gemm"_a = b.gemm);
+}
+
+py::list devices_of(const GpuModule& module) {
+    std::vector<GemmartDevice> found;
+    {
+        py::gil_scoped_release release;
+        found = module.devices();
+    }
+    py::list out;
+    for (const GemmartDevice& d : found)
+        out.append(py::dict("name"_a = d.name, "arch"_a = d.arch, "total_bytes"_a = d.total_bytes,
+                            "free_bytes"_a = d.free_bytes, "n_units"_a = d.n_units, "usable"_a = d.usable != 0,
+                            "problem"_a = d.problem));
+    return out;
 }
 
 py::dict input_squares(Model& model) {
@@ -63,15 +116,16 @@ std::vector<bool> forward(Context& context, const Ids& tokens, const std::vector
     return context.forward(as_span(tokens), list, outputs, hidden);
 }
 
-Floats row_of(const Context& context, int output) {
+Floats row_of(Context& context, int output) {
     Floats out(context.n_vocab());
     std::copy_n(context.logits(output), context.n_vocab(), out.mutable_data());
     return out;
 }
 
-Floats all_rows(const Context& context) {
+Floats all_rows(Context& context) {
     Floats out({context.n_outputs(), context.n_vocab()});
-    if (context.n_outputs()) std::copy_n(context.logits(0), out.size(), out.mutable_data());
+    for (int i = 0; i < context.n_outputs(); ++i)
+        std::copy_n(context.logits(i), context.n_vocab(), out.mutable_data(i, 0));
     return out;
 }
 
@@ -114,22 +168,33 @@ void register_model(py::module_& m) {
              "TruncatedModel, UnsupportedModel.")
         .def("info", &info, "family, dim, n_vocab, n_ctx_train, caps, and a dict a layer.")
         .def("memory_need", &need, py::kw_only(), "n_threads"_a, "n_batch"_a, "n_kv_tokens"_a, "n_sequences"_a,
-             "kv_type"_a,
-             "Bytes of memory that a model and a context take: packed_weights, or mapped_weights; buffers; kv (all "
-             "pages "
-             "in use).");
+             "kv_type"_a, "n_gpu_layers"_a = 0, "gpu_head"_a = false,
+             "Bytes of this machine's memory that a model and a context take: packed_weights, or mapped_weights; "
+             "buffers; kv (all pages in use); without the last n_gpu_layers layers, and the head, which are on a GPU.")
+        .def("gpu_need", &need_of_gpu, "module"_a, py::kw_only(), "n_layers"_a, "head"_a, "n_batch"_a, "n_kv_tokens"_a,
+             "n_sequences"_a, "kv_type"_a, "n_behind"_a = 0,
+             "Bytes of a GPU's memory that n_layers layers, and the head, take there: weights, buffers, kv. n_behind: "
+             "how many layers come after these. Without logits: 4 · n_vocab for each row that a forward asks for.");
 
-    py::class_<cpu::Loading>(m, "Loading", "What other threads may see and want of a load.")
+    py::class_<GpuModule, std::shared_ptr<GpuModule>>(m, "GpuModule", "A shared library that computes on GPUs.")
+        .def(py::init<const std::string&>(), "path"_a, py::call_guard<py::gil_scoped_release>(),
+             "Opens it. Raises DeviceError where it is none, or was built for another version of the border.")
+        .def_property_readonly("path", &GpuModule::path)
+        .def("build", &build_of, "backend, version, compiler, archs, gemm.")
+        .def("devices", &devices_of,
+             "A dict each: name, arch, total_bytes, free_bytes, n_units, usable, problem. Raises DeviceError.");
+
+    py::class_<Loading>(m, "Loading", "What other threads may see and want of a load.")
         .def(py::init<>())
         .def_property_readonly(
-            "done", [](const cpu::Loading& self) { return self.done.load(); }, "Bytes read.")
+            "done", [](const Loading& self) { return self.done.load(); }, "Bytes read.")
         .def_property_readonly(
-            "total", [](const cpu::Loading& self) { return self.total.load(); }, "Bytes to read.")
-        .def("cancel", [](cpu::Loading& self) { self.cancelled = true; }, "The load ends soon, with Cancelled.");
+            "total", [](const Loading& self) { return self.total.load(); }, "Bytes to read.")
+        .def("cancel", [](Loading& self) { self.cancelled = true; }, "The load ends soon, with Cancelled.");
 
     m.def(
         "check_weights",
-        [](const ModelFacts& facts, int n_threads, cpu::Loading& loading) {
+        [](const ModelFacts& facts, int n_threads, Loading& loading) {
             check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
                                          ", expected 1 to 1024");
             py::gil_scoped_release release;
@@ -142,23 +207,28 @@ void register_model(py::module_& m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Weights in memory, and the threads that compute with them.")
         .def(
             py::init([](const ModelFacts& facts, int n_threads, int n_batch, bool precise, bool mapped,
-                        size_t cache_bytes, bool locked, cpu::Loading* loading) {
+                        size_t cache_bytes, bool locked,
+                        const std::vector<std::tuple<std::shared_ptr<GpuModule>, int, int>>& gpu, bool gpu_head,
+                        bool own_gemm, Loading* loading) {
                 check<std::invalid_argument>(n_threads >= 1 && n_threads <= 1024, "n_threads is ", n_threads,
                                              ", expected 1 to 1024");
                 check<std::invalid_argument>(n_batch >= 1 && n_batch <= 65536, "n_batch is ", n_batch,
                                              ", expected 1 to 65536");
-                cpu::Loading unseen;
+                Loading unseen;
                 return std::make_shared<Model>(facts, n_threads, n_batch, precise,
                                                cpu::WeightOptions{mapped, cache_bytes, locked},
-                                               loading ? *loading : unseen);
+                                               gpu_parts(facts, gpu, gpu_head, own_gemm), loading ? *loading : unseen);
             }),
             "facts"_a, py::kw_only(), "n_threads"_a, "n_batch"_a, "precise"_a, "mapped"_a = false,
-            "cache_bytes"_a = std::numeric_limits<size_t>::max(), "locked"_a = false, "loading"_a = nullptr,
-            py::call_guard<py::gil_scoped_release>(),
+            "cache_bytes"_a = std::numeric_limits<size_t>::max(), "locked"_a = false,
+            "gpu"_a = std::vector<std::tuple<std::shared_ptr<GpuModule>, int, int>>(), "gpu_head"_a = false,
+            "own_gemm"_a = false, "loading"_a = nullptr, py::call_guard<py::gil_scoped_release>(),
             "Reads and packs the weights; mapped: leaves them in the file and packs what a product needs; cache_bytes: "
             "how much of the file may stay in the system's cache; locked: they are locked in memory. n_batch: most "
             "tokens of a forward; precise: "
-            "activations keep nearly their float32 precision. Raises OutOfMemory, ModelChanged, Cancelled, "
+            "activations keep nearly their float32 precision. gpu: (module, device, n_layers) for each run of the last "
+            "layers, in order; gpu_head: the output matrix is on the last of these too; own_gemm: no library's GEMM is "
+            "used. Raises OutOfMemory, ModelChanged, Cancelled, "
             "DeviceError.")
         .def_property_readonly("isa", [](const Model& model) { return model.kernels().isa; })
         .def("time_phases", &Model::time_phases, "on"_a, py::call_guard<py::gil_scoped_release>(),

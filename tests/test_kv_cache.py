@@ -48,7 +48,12 @@ class Harness:
         self.stored: set[tuple[int, int]] = set()  # (salt, mark) of the last token of each page that became full
 
     def marks(self, layer: int, page: int) -> np.ndarray:
-        return self.cache.page_view(layer, page)[: 8 * PAGE].view(np.uint64)
+        return self.cache.read_page(layer, page)[: 8 * PAGE].view(np.uint64)
+
+    def mark(self, layer: int, page: int, at: slice, marks: list[int]) -> None:
+        part = self.cache.read_page(layer, page)
+        part[: 8 * PAGE].view(np.uint64)[at] = marks
+        self.cache.write_page(layer, page, part)
 
     def layers_of(self, group: str) -> list[int]:
         return [i for i, (_, _, window) in enumerate(self.layers) if (window > 0) == (group == "windowed")]
@@ -116,9 +121,8 @@ class Harness:
                 assert holders[int(pages[i])] == 1, "a page to be written belongs to this sequence alone"
                 a, b = max(start, i * PAGE), min(end, (i + 1) * PAGE)
                 for layer in self.layers_of(group):
-                    self.marks(layer, pages[i])[a - i * PAGE : b - i * PAGE] = [
-                        m ^ layer for m in marks[a - start : b - start]
-                    ]
+                    at = slice(a - i * PAGE, b - i * PAGE)
+                    self.mark(layer, pages[i], at, [m ^ layer for m in marks[a - start : b - start]])
         self.cache.commit(seq, np.array(ids, np.int32))
         s.ids += ids
         s.marks += marks
@@ -452,21 +456,15 @@ def test_head_layout(kv_type: str, size: int, head_dim: int) -> None:
     assert np.diff(parts).tolist() == [keys, scales, values, scales]
     assert all(offset % 64 == 0 for offset in parts)
     cache = _core.KvCache(layers=[(3, head_dim, 0)], kv_type=kv_type, n_tokens=64, n_sequences=1, slack=0)
-    assert cache.page_view(0, 1).size == cache.stats()["global"]["page_bytes"] == 3 * h["n_bytes"]
+    assert cache.part_bytes(0) == cache.stats()["global"]["page_bytes"] == 3 * h["n_bytes"]
 
 
 def test_layers_do_not_overlap() -> None:
     h = Harness(LAYERS["mixed"], 96, 1, slack=0)
-    views = [h.cache.page_view(layer, page) for layer in range(4) for page in range(3)]
-    for i, view in enumerate(views):
-        view[:] = i
-    assert all((view == i).all() for i, view in enumerate(views))
-
-
-def test_a_view_keeps_the_memory_alive() -> None:
-    view = Harness(LAYERS["global"], 96, 1, slack=0).cache.page_view(0, 2)
-    view[:] = 1
-    assert view.all()
+    parts = [(layer, page) for layer in range(4) for page in range(3)]
+    for i, part in enumerate(parts):
+        h.cache.write_page(*part, np.full(h.cache.part_bytes(part[0]), i, np.uint8))
+    assert all((h.cache.read_page(*part) == i).all() for i, part in enumerate(parts))
 
 
 def test_mistakes_are_named() -> None:
@@ -496,9 +494,11 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(InvalidRequest, match="cannot grow by -1"):
         cache.reserve(seq, -1)
     with pytest.raises(InvalidRequest, match="page 4 is outside"):
-        cache.page_view(0, 4)
+        cache.read_page(0, 4)
     with pytest.raises(InvalidRequest, match="layer 1 is outside"):
-        cache.page_view(1, 0)
+        cache.read_page(1, 0)
+    with pytest.raises(InvalidRequest, match="data has 3 bytes"):
+        cache.write_page(0, 0, np.zeros(3, np.uint8))
     good = {"layers": [GLOBAL], "kv_type": "f16", "n_tokens": 100, "n_sequences": 1, "slack": 0}
     for name, value, text in (
         ("layers", [], "at least one layer"),
@@ -530,8 +530,7 @@ def test_restored_pages_are_a_stored_prefix(kind: str) -> None:
         for i, page in enumerate(pages.tolist()):
             assert (page == -1) == (group == "windowed" and i < held_from)
             for layer in h.layers_of(group) if page != -1 else ():
-                for at in range(PAGE):
-                    h.marks(layer, page)[at] = marks[i * PAGE + at] + layer
+                h.mark(layer, page, slice(PAGE), [m + layer for m in marks[i * PAGE : (i + 1) * PAGE]])
     h.cache.commit(seq, np.array(ids, np.int32))
     h.cache.free(seq)
     matched, length = h.cache.match_prefix(np.array([*ids, 1], np.int32), 7)

@@ -58,7 +58,8 @@ bool reads_integers(const Matrix& w) {
 }
 
 std::vector<const Tensor*> matrices(const ModelTensors& tensors) {
-    std::vector<const Tensor*> all{tensors.output};
+    std::vector<const Tensor*> all;
+    if (tensors.output) all.push_back(tensors.output);
     for (const LayerTensors& t : tensors.layers) all.insert(all.end(), {t.wq, t.wk, t.wv, t.wo, t.gate, t.up, t.down});
     return all;
 }
@@ -224,8 +225,9 @@ struct CpuExecutor::Impl {
     // The present pass.
     const Batch* batch = nullptr;
     const KvCache* cache = nullptr;
-    int n = 0;         // rows
-    bool few = false;  // no segment has more than kFewTokens: the pieces of attention place its heads
+    bool whole = true;  // all layers run here
+    int n = 0;          // rows
+    bool few = false;   // no segment has more than kFewTokens: the pieces of attention place its heads
     std::vector<Tile> tiles;
     std::vector<int> positions, all_rows;    // [n]
     std::vector<int> last_rows;              // those that go on behind the last layer's attention, ascending
@@ -267,10 +269,12 @@ struct CpuExecutor::Impl {
             squares.track(l.gate, {t.gate->name, t.up->name});
             squares.track(l.down, {t.down->name});
         }
-        output_norm = load_vector(*file, *tensors.output_norm);
-        items.push_back({tensors.output, &output});
+        if (tensors.output) {
+            output_norm = load_vector(*file, *tensors.output_norm);
+            items.push_back({tensors.output, &output});
+        }
         weights = std::make_unique<Weights>(*file, items, options, loading, pool);
-        output.n_rows = config.n_vocab;  // without padding
+        output.n_rows = tensors.output ? config.n_vocab : 0;  // without padding
     }
 
     // ---- Rows
@@ -641,8 +645,9 @@ struct CpuExecutor::Impl {
         phases.end(thread, "soft cap");
     }
 
-    // The feed-forward of the last layer is added to a row of the residual stream.
+    // The feed-forward of the last layer is added to a row of the residual stream, if that was not done elsewhere.
     void end_row(int row) const {
+        if (!whole) return;
         const auto at = std::lower_bound(last_rows.begin(), last_rows.end(), row) - last_rows.begin();
         add_projection(static_cast<int>(at), row, layers.back().post_ffn_norm);
     }
@@ -659,27 +664,46 @@ struct CpuExecutor::Impl {
         phases.end(thread, "hidden norm");
     }
 
-    void run_all(int thread, float* logits, float* hidden) {
+    // The embedding and all layers; then `next`. Behind the last layer's attention only the rows of `outputs` go on.
+    template <typename Next>
+    void run_layers(int thread, std::span<const int> outputs, const Next& next) {
+        const auto embedding = [&](int i) { embed(thread, i); };
+        if (layers.empty()) return run(thread, "embedding", n, embedding, kNothing);
         const int last = static_cast<int>(layers.size()) - 1;
-        run(thread, "embedding", n, [&](int i) { embed(thread, i); }, pack_layer(0, [](int) {}));
+        run(thread, "embedding", n, embedding, pack_layer(0, [](int) {}));
         for (int index = 0; index < last; ++index)
             run_layer(thread, index, all_rows, pack_layer(index + 1, [this, index](int i) {
                           add_projection(i, i, layers[index].post_ffn_norm);
                       }));
-        run_layer(thread, last, last_rows,
-                  pack(
-                      "head norm", static_cast<int>(batch->outputs.size()), config.dim, {&output}, precise,
-                      [this](int i) {
-                          end_row(batch->outputs[i]);
-                          norm(i, batch->outputs[i], output_norm);
-                      },
-                      [this](int i) { return normed(i); }));
+        run_layer(thread, last, outputs, next);
+    }
+
+    // The residual stream behind the layers, for what runs elsewhere.
+    void run_before(int thread) {
+        const auto item = [this](int i) { add_projection(i, i, layers.back().post_ffn_norm); };
+        run_layers(thread, all_rows, RowWork<decltype(item)>{"residual", n, item});
+    }
+
+    // What the output matrix is multiplied with.
+    auto pack_head() {
+        return pack(
+            "head norm", static_cast<int>(batch->outputs.size()), config.dim, {&output}, precise,
+            [this](int i) {
+                end_row(batch->outputs[i]);
+                norm(i, batch->outputs[i], output_norm);
+            },
+            [this](int i) { return normed(i); });
+    }
+
+    // Behind pack_head().
+    void run_outputs(int thread, float* logits, float* hidden) {
         take_hidden(thread, hidden);
         run_head(thread, logits);
     }
 
-    void forward(const Batch& batch_, const KvCache& cache_, float* logits, float* hidden) {
+    void forward(const Batch& batch_, const KvCache& cache_, float* logits, float* hidden, const Rest& rest) {
         batch = &batch_, cache = &cache_;
+        whole = !rest;
         n = static_cast<int>(batch->tokens.size());
         few = true;
         tiles.clear(), positions.clear(), all_rows.clear(), last_rows.clear();
@@ -702,7 +726,24 @@ struct CpuExecutor::Impl {
             if (!attention.count(l.window)) attention.emplace(l.window, attention_work(l.window));
         file->bytes().check_unchanged();
         phases.begin();
-        pool.run([&](int thread) { run_all(thread, logits, hidden); });
+        if (whole) {
+            pool.run([&](int thread) {
+                run_layers(thread, last_rows, pack_head());
+                run_outputs(thread, logits, hidden);
+            });
+        } else {
+            pool.run([&](int thread) { run_before(thread); });
+            rest(buffers.x);
+            if (output.n_rows) {
+                phases.begin();
+                pool.run([&](int thread) {
+                    const auto rows = pack_head();
+                    pool.each(rows.n_items, rows.item);
+                    phases.end(thread, rows.name);
+                    run_outputs(thread, logits, hidden);
+                });
+            }
+        }
         weights->check_unchanged();
     }
 };
@@ -712,8 +753,8 @@ CpuExecutor::CpuExecutor(std::shared_ptr<const GgufFile> file, const Config& con
     : impl_(std::make_unique<Impl>(std::move(file), config, tensors, n_threads, n_batch, precise, options, loading)) {}
 CpuExecutor::~CpuExecutor() = default;
 
-void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits, float* hidden) {
-    impl_->forward(batch, cache, logits, hidden);
+void CpuExecutor::forward(const Batch& batch, const KvCache& cache, float* logits, float* hidden, const Rest& rest) {
+    impl_->forward(batch, cache, logits, hidden, rest);
 }
 const Kernels& CpuExecutor::kernels() const { return impl_->kernels; }
 PhaseTimer& CpuExecutor::phases() { return impl_->phases; }

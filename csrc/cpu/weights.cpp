@@ -106,7 +106,7 @@ void Weights::map(const std::vector<LoadItem>& items, const WeightOptions& optio
     const ByteSource& source = file_.bytes();
     mapped_ = std::make_unique<MappedSource>(source);
     const double share = options.locked ? 1 : static_cast<double>(options.cache_bytes) / file_bytes(items);
-    if (options.locked) loading.total = file_bytes(items);
+    if (options.locked) loading.total += file_bytes(items);
     double n_seen = 0, n_kept = 0;
     for (const auto& [tensor, to] : items) {
         const int n_rows = static_cast<int>(tensor->shape[0]), n_cols = static_cast<int>(tensor->shape[1]);
@@ -165,7 +165,7 @@ void Weights::load(const std::vector<LoadItem>& items, bool drop_cached, Loading
             largest = std::max(largest, row * std::min(step, n_rows));
         }
     }
-    loading.total = file_bytes(items);
+    loading.total += file_bytes(items);
     std::vector<std::vector<std::byte>> buffers(pool.size());
     pool.run([&](int thread) {
         std::vector<std::byte>& buffer = buffers[thread];
@@ -198,14 +198,6 @@ void Weights::check_unchanged() const {
     if (!mapped_) return;
     file_.bytes().check_unchanged();
     check<FileChanged>(!mapped_->lost(), file_.path(), ": could not be read any more while it was in use");
-}
-
-std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor) {
-    std::vector<std::byte> raw(tensor.n_bytes);
-    file.bytes().read(tensor.offset, raw.data(), raw.size());
-    std::vector<float> out(tensor.shape[0]);
-    format_of(tensor.dtype).decode(raw.data(), out.data(), tensor.shape[0]);
-    return out;
 }
 
 }  // namespace gemmart::cpu

@@ -12,14 +12,9 @@
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "gguf.h"
+#include "loading.h"
 
 namespace gemmart::cpu {
-
-// What other threads may see and want of a load.
-struct Loading {
-    std::atomic<size_t> done{0}, total{0};  // bytes of the file
-    std::atomic<bool> cancelled{false};     // the load throws Cancelled
-};
 
 // Anonymous memory on huge pages where the system grants them: a guest's 4 KiB pages read at half the speed.
 class Arena {
@@ -106,8 +101,5 @@ class Weights {
     mutable std::deque<Stream> streams_;  // in order of use
     std::vector<std::byte*> rooms_;       // a thread, where mapped
 };
-
-// A tensor of one dimension as floats.
-std::vector<float> load_vector(const GgufFile& file, const Tensor& tensor);
 
 }  // namespace gemmart::cpu

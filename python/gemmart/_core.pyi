@@ -57,7 +57,9 @@ class KvCache:
     def length(self, seq: int) -> int: ...
     def is_open(self, seq: int) -> bool: ...
     def pages(self, seq: int, group: str) -> NDArray[np.int32]: ...  # group: global or windowed
-    def page_view(self, layer: int, page: int) -> NDArray[np.uint8]: ...
+    def part_bytes(self, layer: int) -> int: ...
+    def read_page(self, layer: int, page: int) -> NDArray[np.uint8]: ...  # [part_bytes(layer)]
+    def write_page(self, layer: int, page: int, data: NDArray[np.uint8]) -> None: ...
     def stats(self) -> dict[str, Any]: ...  # global, windowed: {n_pages, n_free, n_cached, page_bytes}; n_sequences
 
 # Models (module_model.cpp)
@@ -66,8 +68,35 @@ class ModelFacts:
     def __init__(self, *parts: Part) -> None: ...
     def info(self) -> dict[str, Any]: ...
     def memory_need(
-        self, *, n_threads: int, n_batch: int, n_kv_tokens: int, n_sequences: int, kv_type: str
+        self,
+        *,
+        n_threads: int,
+        n_batch: int,
+        n_kv_tokens: int,
+        n_sequences: int,
+        kv_type: str,
+        n_gpu_layers: int = 0,
+        gpu_head: bool = False,
     ) -> dict[str, int]: ...  # packed_weights, mapped_weights, buffers, kv
+    def gpu_need(
+        self,
+        module: GpuModule,
+        *,
+        n_layers: int,
+        head: bool,
+        n_batch: int,
+        n_kv_tokens: int,
+        n_sequences: int,
+        kv_type: str,
+        n_behind: int = 0,
+    ) -> dict[str, int]: ...  # weights, buffers, kv
+
+class GpuModule:
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    def build(self) -> dict[str, str]: ...  # backend, version, compiler, archs, gemm
+    def devices(self) -> list[dict[str, Any]]: ...
 
 class Loading:
     def __init__(self) -> None: ...
@@ -90,6 +119,9 @@ class Model:
         mapped: bool = False,
         cache_bytes: int = 2**64 - 1,
         locked: bool = False,
+        gpu: Sequence[tuple[GpuModule, int, int]] = (),
+        gpu_head: bool = False,
+        own_gemm: bool = False,
         loading: Loading | None = None,
     ) -> None: ...
     @property

@@ -15,14 +15,33 @@ from gemmart.engine import Engine
 PAGE = _core.KV_PAGE_TOKENS
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one layer has in one page."""
+
+    kv: _core.KvCache
+    layer: int
+    page: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.kv.part_bytes(self.layer)
+
+    def read(self) -> NDArray[np.uint8]:
+        return self.kv.read_page(self.layer, self.page)
+
+    def write(self, data: bytes) -> None:
+        self.kv.write_page(self.layer, self.page, np.frombuffer(data, np.uint8))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """Whole pages. `parts` are the memory itself: uint8, page by page and in these layer by layer; of the windowed
-    layers only those from page `held_from` on, since the window has left the others behind."""
+    """Whole pages. `parts`: page by page and in these layer by layer; of the windowed layers only those from page
+    `held_from` on, since the window has left the others behind."""
 
     n_tokens: int
     held_from: int
-    parts: list[NDArray[np.uint8]]
+    parts: list[Part]
 
 
 @contextmanager
@@ -64,7 +83,7 @@ def _prefix(kv: _core.KvCache, windows: Sequence[int], seq: int, held_from: int)
     pages = kv.pages(seq, "global").tolist(), kv.pages(seq, "windowed").tolist()
     n_pages = max(map(len, pages))
     parts = [
-        kv.page_view(layer, pages[window > 0][i])
+        Part(kv, layer, pages[window > 0][i])
         for i in range(n_pages)
         for layer, window in enumerate(windows)
         if not window or i >= held_from

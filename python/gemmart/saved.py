@@ -23,7 +23,6 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
 
 from gemmart.errors import InvalidRequest, OutOfMemory
 from gemmart.new_file import replacing
@@ -66,7 +65,7 @@ def write(path: str | PathLike[str], model: Model, session: Session) -> int:
         if kv:
             with archive.open(zipfile.ZipInfo(KV), "w", force_zip64=True) as out:
                 for part in prefix.parts:
-                    out.write(part.data)
+                    out.write(part.read().data)
         return prefix.n_tokens
 
 
@@ -231,8 +230,8 @@ def _restore(path: Path, model: Model, session: Session, kv: Any, archive: zipfi
         raise InvalidRequest(f"held_from is {held_from!r}, expected 0 to {n // PAGE}")
     with put_back(model._engine, model.windows, ids, session._salt, held_from) as prefix:
         member = archive.getinfo(KV)
-        _check_member(path, member, sum(part.nbytes for part in prefix.parts))
+        _check_member(path, member, sum(part.n_bytes for part in prefix.parts))
         with archive.open(member) as file:
             for part in prefix.parts:
-                part[:] = np.frombuffer(file.read(part.nbytes), np.uint8)
+                part.write(file.read(part.n_bytes))
             file.read(1)  # here zipfile compares the checksum
