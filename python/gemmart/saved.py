@@ -23,7 +23,6 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-
 from gemmart.errors import InvalidRequest, OutOfMemory
 from gemmart.new_file import replacing
 from gemmart.prefix import PAGE, put_back, taken_out
