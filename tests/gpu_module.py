@@ -117,11 +117,19 @@ def build(compiler: Sequence[str], sources: Sequence[Path], name: str) -> Path:
     return in_cache(name, ".so", [], [compiler[0], "-shared", *objects])
 
 
+def build_emulated(device: str, sources: Sequence[Path], name: str) -> Path:
+    """`sources` and the emulator."""
+    return build(
+        ["g++", *GNU, "-DGEMMART_EMULATED=1", *EMULATED[device]],
+        [*sources, *sorted((CSRC / "emulator").glob("*.cpp"))],
+        name,
+    )
+
+
 @cache
 def emulated(device: str = "emulated") -> GpuModule:
     sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
-    sources += [*sorted((CSRC / "emulator").glob("*.cpp")), *CORE]
-    return _open(build(["g++", *GNU, "-DGEMMART_EMULATED=1", *EMULATED[device]], sources, device))
+    return _open(build_emulated(device, [*sources, *CORE], device))
 
 
 @cache

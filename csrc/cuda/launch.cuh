@@ -19,7 +19,7 @@ namespace gemmart::gpu {
 // what: what was done, for the message.
 inline void check_device(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
-    cudaGetLastError();  // it is reported once
+    (void)cudaGetLastError();  // it is reported once
     const std::string text = message(what, ": ", cudaGetErrorString(error));
     if (error == cudaErrorMemoryAllocation) throw OutOfMemory(text);
     throw DeviceError(text);
@@ -35,6 +35,18 @@ inline std::string device_arch([[maybe_unused]] const cudaDeviceProp& device) {
 #else
     return message("sm_", device.major, device.minor);
 #endif
+}
+
+// Bytes of shared memory that a block may be launched with.
+inline size_t shared_memory_limit(int device) {
+    int bytes = 0;
+#if GEMMART_HIP
+    const auto attribute = hipDeviceAttributeMaxSharedMemoryPerBlock;
+#else
+    const auto attribute = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+#endif
+    check_device(cudaDeviceGetAttribute(&bytes, attribute, device), "device");
+    return static_cast<size_t>(bytes);
 }
 
 // A kernel's first statement, or its first behind loads of what no kernel writes (weights). With programmatic launches
