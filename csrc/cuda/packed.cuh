@@ -27,7 +27,7 @@ enum class Kind { Integers, Floats, Blocks };
 //   unpack(codes, bytes)    int8 [8 words][4]: word i holds columns 4i … 4i + 3
 //   scales(head, first, i, scale, offset)      of group first + i, the i-th of a turn
 //   pack(blocks, n, unit, lane)                n blocks of a row, at most a unit's, become the lane's part of a unit
-// The first template argument is a block of formats.def.
+// Floats have no head and pieces of 16 bytes (packed_floats.cuh). The template argument is a block of formats.def.
 template <typename Block>
 struct Packed;
 
@@ -50,8 +50,10 @@ static __device__ __forceinline__ float low_half(uint32_t bits) {
 }
 static __device__ __forceinline__ float high_half(uint32_t bits) { return low_half(bits >> 16); }
 
-// n < 2^23 as a float, without the slow unit that converts.
-static __device__ __forceinline__ float small_float(uint32_t n) { return float_from_bits(0x4b000000 | n) - 8388608.f; }
+// n - bias as a float, n < 2^23, without the slow unit that converts.
+static __device__ __forceinline__ float small_float(uint32_t n, int bias) {
+    return float_from_bits(0x4b000000 | n) - static_cast<float>(0x800000 + bias);
+}
 // d · n, rounded once: both products inside of the sum are exact.
 static __device__ __forceinline__ float times_small(float d, uint32_t n) {
     return fmaf(d, float_from_bits(0x4b000000 | n), -8388608.f * d);
@@ -115,18 +117,6 @@ static __device__ uint4 ordered_nibbles(F code) {
     return {words[0], words[1], words[2], words[3]};
 }
 
-// Byte i: the one of the eight bytes a, b that nibble i of `which`, 0 … 7, names.
-static __device__ __forceinline__ unsigned select_bytes(unsigned a, unsigned b, unsigned which) {
-#if GEMMART_EMULATED
-    const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
-    unsigned out = 0;
-    for (int i = 0; i < 4; ++i) out |= (both >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
-    return out;
-#else
-    return __byte_perm(a, b, which);
-#endif
-}
-
 struct Levels {
     unsigned words[4];  // sixteen int8
 };
@@ -138,9 +128,9 @@ static __device__ __forceinline__ void unpack_levels(const uint4& from, Levels l
         const unsigned upper = (words[j] & 0x88888888) >> 1 | 0x32103210;  // byte i of the first or of the second four
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const unsigned low = select_bytes(levels.words[0], levels.words[1], which >> 16 * i);
-            const unsigned high = select_bytes(levels.words[2], levels.words[3], which >> 16 * i);
-            codes[2 * j + i] = select_bytes(low, high, upper >> 16 * i);
+            const unsigned low = __byte_perm(levels.words[0], levels.words[1], which >> 16 * i);
+            const unsigned high = __byte_perm(levels.words[2], levels.words[3], which >> 16 * i);
+            codes[2 * j + i] = __byte_perm(low, high, upper >> 16 * i);
         }
     }
 }

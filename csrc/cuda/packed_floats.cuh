@@ -1,92 +1,76 @@
-// F16, BF16, F32: a group is planes of 16 bytes, 8 or 4 columns each.
+// F16, BF16, F32: a group is pieces of 16 bytes, each a plane of 8 or 4 columns.
 #pragma once
 
 #include "cuda/packed.cuh"
 
 namespace gemmart::gpu {
 
+template <typename Block>
 struct PackedFloats {
     static constexpr Kind kKind = Kind::Floats;
+    static constexpr int kLaneBytes = kUnit * static_cast<int>(sizeof(Block));
+    static constexpr int kColumns = 16 / sizeof(Block), kPieces = 32 / kColumns;  // of a piece, of a group
+    static constexpr int kTurn = 8 / kPieces;                                     // 128 bytes
 
-    template <int kPieces>
-    struct Pieces {
+    struct Codes {
         uint4 pieces[kPieces];
     };
-    template <int kPieces>
-    static __device__ __forceinline__ Pieces<kPieces> load(const std::byte* unit, int lane, int g) {
-        Pieces<kPieces> out;
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i)
-            out.pieces[i] = load_plane<uint4>(unit, (g * kPieces + i) * static_cast<int>(sizeof(uint4)), lane);
-        return out;
+    static __device__ __forceinline__ uint4 load_piece(const std::byte* unit, int lane, int g, int i) {
+        return load_plane<uint4>(unit, 16 * (kPieces * g + i), lane);
     }
-    // n numbers of a row.
-    template <int kPieces, typename Block>
-    static __device__ void store(const Block* numbers, int n, std::byte* unit, int lane) {
-        constexpr int kNumbers = sizeof(uint4) / sizeof(Block);
-        for (int i = 0; i < kPieces * kUnit / 32; ++i) {
+    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
+        Codes codes;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) codes.pieces[i] = load_piece(unit, lane, g, i);
+        return codes;
+    }
+    static __device__ __forceinline__ void unpack(const Codes& from, float (&out)[32]) {
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+            float piece[kColumns];
+            Packed<Block>::unpack_piece(from.pieces[i], piece);
+#pragma unroll
+            for (int k = 0; k < kColumns; ++k) out[kColumns * i + k] = piece[k];
+        }
+    }
+    static __device__ void pack(const Block* numbers, int n, std::byte* unit, int lane) {
+        for (int i = 0; i < 8 * kPieces; ++i) {
             uint4 piece = {};
-            if (i * kNumbers < n) memcpy(&piece, numbers + i * kNumbers, sizeof piece);
-            store_plane(unit, i * static_cast<int>(sizeof piece), lane, piece);
+            if (i * kColumns < n) memcpy(&piece, numbers + i * kColumns, sizeof piece);
+            store_plane(unit, 16 * i, lane, piece);
         }
     }
 };
 
 template <>
-struct Packed<BlockF32> : PackedFloats {
-    static constexpr int kLaneBytes = 4 * kUnit, kTurn = 1;
-    using Codes = Pieces<8>;
-    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
-        return load<8>(unit, lane, g);
+struct Packed<BlockF32> : PackedFloats<BlockF32> {
+    static __device__ __forceinline__ void unpack_piece(const uint4& from, float (&out)[kColumns]) {
+        out[0] = float_from_bits(from.x), out[1] = float_from_bits(from.y);
+        out[2] = float_from_bits(from.z), out[3] = float_from_bits(from.w);
     }
-    static __device__ __forceinline__ void unpack(const Codes& from, float (&out)[32]) {
+};
+
+template <typename T>
+static __device__ __forceinline__ void unpack_pairs(const uint4& from, float (&out)[8]) {
+    const uint32_t words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            out[4 * i] = float_from_bits(from.pieces[i].x), out[4 * i + 1] = float_from_bits(from.pieces[i].y);
-            out[4 * i + 2] = float_from_bits(from.pieces[i].z), out[4 * i + 3] = float_from_bits(from.pieces[i].w);
-        }
+    for (int i = 0; i < 4; ++i) {
+        const float2 pair = pair_to_floats<T>(words[i]);
+        out[2 * i] = pair.x, out[2 * i + 1] = pair.y;
     }
-    static __device__ void pack(const BlockF32* numbers, int n, std::byte* unit, int lane) {
-        store<8>(numbers, n, unit, lane);
-    }
-};
+}
 
-// Two numbers of 16 bits.
-struct PackedPairs : PackedFloats {
-    static constexpr int kLaneBytes = 2 * kUnit, kTurn = 2;
-    using Codes = Pieces<4>;
-    static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
-        return load<4>(unit, lane, g);
-    }
-    template <typename Pair>
-    static __device__ __forceinline__ void unpack_pairs(const Codes& from, float (&out)[32], Pair pair) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            pair(from.pieces[i].x, out + 8 * i), pair(from.pieces[i].y, out + 8 * i + 2);
-            pair(from.pieces[i].z, out + 8 * i + 4), pair(from.pieces[i].w, out + 8 * i + 6);
-        }
+template <>
+struct Packed<BlockF16> : PackedFloats<BlockF16> {
+    static __device__ __forceinline__ void unpack_piece(const uint4& from, float (&out)[kColumns]) {
+        unpack_pairs<__half>(from, out);
     }
 };
 
 template <>
-struct Packed<BlockF16> : PackedPairs {
-    static __device__ __forceinline__ void unpack(const Codes& from, float (&out)[32]) {
-        unpack_pairs(from, out, [](uint32_t bits, float* to) { to[0] = low_half(bits), to[1] = high_half(bits); });
-    }
-    static __device__ void pack(const BlockF16* numbers, int n, std::byte* unit, int lane) {
-        store<4>(numbers, n, unit, lane);
-    }
-};
-
-template <>
-struct Packed<BlockBF16> : PackedPairs {
-    static __device__ __forceinline__ void unpack(const Codes& from, float (&out)[32]) {
-        unpack_pairs(from, out, [](uint32_t bits, float* to) {
-            to[0] = float_from_bits(bits << 16), to[1] = float_from_bits(bits & 0xffff0000);
-        });
-    }
-    static __device__ void pack(const BlockBF16* numbers, int n, std::byte* unit, int lane) {
-        store<4>(numbers, n, unit, lane);
+struct Packed<BlockBF16> : PackedFloats<BlockBF16> {
+    static __device__ __forceinline__ void unpack_piece(const uint4& from, float (&out)[kColumns]) {
+        unpack_pairs<__nv_bfloat16>(from, out);
     }
 };
 

@@ -172,7 +172,7 @@ struct Packed<BlockQ3_K> {
     }
     static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float*) {
         const float d = low_half(head.d);
-        for (int part = 0; part < 2; ++part) scale[part] = d * (small_float(six_bits(head.bits, 2 * i + part)) - 32.f);
+        for (int part = 0; part < 2; ++part) scale[part] = d * small_float(six_bits(head.bits, 2 * i + part), 32);
     }
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
         return {load_plane<uint2>(unit, 14 + 12 * g, lane), load_plane<uint32_t>(unit, 22 + 12 * g, lane)};
@@ -204,23 +204,22 @@ struct Packed<BlockQ3_K> {
 template <>
 struct Packed<BlockQ6_K> {
     static constexpr Kind kKind = Kind::Integers;
-    static constexpr int kBias = 32, kParts = 2, kTurn = 4, kLaneBytes = sizeof(BlockQ6_K);
+    static constexpr int kBias = 32, kParts = 2, kTurn = 2, kLaneBytes = sizeof(BlockQ6_K);
     static constexpr bool kOffset = false;
     struct Head {
-        uint2 scales;
-        uint32_t d;
+        uint32_t scales, d;
     };
     struct Codes {
         uint4 low;
         uint2 high;
     };
     static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
-        return {reinterpret_cast<const uint2*>(unit)[2 * lane + first / 4], load_plane<uint16_t>(unit, 16, lane)};
+        return {reinterpret_cast<const uint32_t*>(unit)[4 * lane + first / 2], load_plane<uint16_t>(unit, 16, lane)};
     }
     static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float*) {
-        const uint32_t word = (i < 2 ? head.scales.x : head.scales.y) >> 16 * (i % 2);
+        const uint32_t word = head.scales >> 16 * i;
         const float d = low_half(head.d);
-        for (int part = 0; part < 2; ++part) scale[part] = d * (small_float(word >> 8 * part & 255) - 128.f);
+        for (int part = 0; part < 2; ++part) scale[part] = d * small_float(word >> 8 * part & 255, 128);
     }
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
         return {load_plane<uint4>(unit, 18 + 24 * g, lane), load_plane<uint2>(unit, 34 + 24 * g, lane)};
@@ -263,7 +262,7 @@ struct Packed<BlockIQ4_XS> {
     static __device__ __forceinline__ void scales(const Head& head, int first, int i, float* scale, float*) {
         // 24 bits a half: the word's and the half word's
         const uint32_t bits = first ? head.all.y >> 24 | head.all.x >> 16 << 8 : head.all.y;
-        scale[0] = low_half(head.all.x) * (small_float(bits >> 6 * i & 63) - 32.f);
+        scale[0] = low_half(head.all.x) * small_float(bits >> 6 * i & 63, 32);
     }
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
         return {load_plane<uint4>(unit, 8 + 16 * g, lane)};

@@ -26,7 +26,7 @@ struct PackedHalves {
     static constexpr int kHeadBytes = kOffset ? 32 : 16;
 
     struct Head {
-        uint2 d, m;
+        uint2 d, m = {};
     };
     static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
         const auto load = [&](int offset) {  // half of a plane of 16 bytes
@@ -55,7 +55,7 @@ struct PackedHalves {
 };
 
 // Nibbles as in the file.
-static __device__ uint4 nibbles_of(const uint8_t* qs) {
+static __device__ __forceinline__ uint4 nibbles_of(const uint8_t* qs) {
     uint4 out;
     memcpy(&out, qs, sizeof out);
     return out;
