@@ -39,6 +39,7 @@ GNU = [
     "-ffp-contract=off",
     "-fPIC",
     "-fvisibility=hidden",
+    "-fno-gnu-unique",  # or two modules in a process would share what is static in templates
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",

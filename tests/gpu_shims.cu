@@ -1,9 +1,6 @@
 // Kernels that use every shim of cuda/device.cuh, called by test_gpu_shims.py under the emulator and compiled for all.
-#include <exception>
-#include <string>
-#include <vector>
-
-#include "cuda/device.cuh"
+#include "cuda/kernel_tests.cuh"
+#include "cuda/status.cuh"
 #include "formats/all.h"
 
 namespace gemmart::gpu {
@@ -124,48 +121,6 @@ __global__ void decode_kernel(const BlockQ4_K* blocks, float* out) {
     decode(blocks[threadIdx.x], out + threadIdx.x * BlockQ4_K::kSize);
 }
 
-// An array of the host, for the time of a call on the device.
-template <typename T>
-class OnDevice {
-  public:
-    OnDevice(T* host, size_t n) : host_(host), bytes_(n * sizeof(T)) {
-        check_device(cudaMalloc(&data_, bytes_), "memory");
-        check_device(cudaMemcpy(data_, host_, bytes_, cudaMemcpyHostToDevice), "copy");
-    }
-    ~OnDevice() { (void)cudaFree(data_); }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-    T* data() { return data_; }
-    T* host() { return host_; }
-    size_t bytes() const { return bytes_; }
-
-  private:
-    T* host_;
-    size_t bytes_;
-    T* data_ = nullptr;
-};
-
-template <typename T>
-void copy_back(OnDevice<T>& array) {
-    check_device(cudaMemcpy(array.host(), array.data(), array.bytes(), cudaMemcpyDeviceToHost), "copy");
-}
-
-thread_local std::string failure;
-
-template <typename Do>
-int answer(Do&& what) {
-    try {
-        what();
-        return 0;
-    } catch (const OutOfMemory& error) {
-        failure = error.what();
-        return 2;
-    } catch (const std::exception& error) {
-        failure = error.what();
-        return 1;
-    }
-}
-
 }  // namespace
 }  // namespace gemmart::gpu
 
@@ -175,104 +130,99 @@ using namespace gemmart::gpu;
 #pragma GCC visibility push(default)
 extern "C" {
 
-const char* shims_failure() { return failure.c_str(); }
+const char* shims_failure() { return last_error().c_str(); }
 int shims_tile_n() { return kTileN; }
 int shims_tile_lanes() { return kTileLanes; }
 
 int shims_lanes(float* x, int threads, float* out) {
-    return answer([&] {
-        OnDevice from(x, threads), to(out, 6 * threads);
-        launch(lanes_kernel, 1, threads, 0, nullptr, from.data(), to.data());
-        copy_back(to);
+    return guarded([&] {
+        const DeviceMemory from = on_device(x, threads), to = on_device(out, 6 * threads);
+        launch(lanes_kernel, 1, threads, 0, nullptr, from.as<float>(), to.as<float>());
+        to_host(out, to, 6 * threads);
     });
 }
 
 int shims_tiles(int half, float* a, float* b, int transposed, float* c, int n_waves) {
-    return answer([&] {
-        OnDevice da(a, kTileM * kTileK), db(b, kTileK * kTileN), dc(c, n_waves * kTileM * kTileN);
+    return guarded([&] {
+        const int n = n_waves * kTileM * kTileN;
+        const DeviceMemory da = on_device(a, kTileM * kTileK), db = on_device(b, kTileK * kTileN), dc = on_device(c, n);
         const auto kernel = half ? tiles_kernel<__half> : tiles_kernel<__nv_bfloat16>;
-        launch(kernel, 1, n_waves * kTileLanes, 0, nullptr, da.data(), db.data(), transposed, dc.data());
-        copy_back(dc);
+        launch(kernel, 1, n_waves * kTileLanes, 0, nullptr, da.as<float>(), db.as<float>(), transposed, dc.as<float>());
+        to_host(c, dc, n);
     });
 }
 
 int shims_copies(uint32_t* x, uint32_t* out, int threads, int n, int forget_to_wait) {
-    return answer([&] {
-        OnDevice from(x, threads * n * 4), to(out, threads * n * 4);
-        launch(copies_kernel, 1, threads, threads * 2 * sizeof(uint4), nullptr, reinterpret_cast<uint4*>(from.data()),
-               reinterpret_cast<uint4*>(to.data()), n, forget_to_wait);
-        copy_back(to);
+    return guarded([&] {
+        const DeviceMemory from = on_device(x, threads * n * 4), to = on_device(out, threads * n * 4);
+        launch(copies_kernel, 1, threads, threads * 2 * sizeof(uint4), nullptr, from.as<uint4>(), to.as<uint4>(), n,
+               forget_to_wait);
+        to_host(out, to, threads * n * 4);
     });
 }
 
 int shims_reverse(float* x, float* out, int threads, int forget_barrier) {
-    return answer([&] {
-        OnDevice from(x, threads), to(out, threads);
-        launch(reverse_kernel, 1, threads, 0, nullptr, from.data(), to.data(), forget_barrier);
-        copy_back(to);
+    return guarded([&] {
+        const DeviceMemory from = on_device(x, threads), to = on_device(out, threads);
+        launch(reverse_kernel, 1, threads, 0, nullptr, from.as<float>(), to.as<float>(), forget_barrier);
+        to_host(out, to, threads);
     });
 }
 
 int shims_wrong(int wrong, float* out, int threads, size_t shared_bytes) {
-    return answer([&] {
-        OnDevice to(out, threads);
-        launch(wrong_kernel, 1, threads, shared_bytes, nullptr, wrong, to.data());
-        copy_back(to);
+    return guarded([&] {
+        const DeviceMemory to = on_device(out, threads);
+        launch(wrong_kernel, 1, threads, shared_bytes, nullptr, wrong, to.as<float>());
+        to_host(out, to, threads);
     });
 }
 
 int shims_numbers(float* x, int n, float* out, int* a, int* dots) {
-    return answer([&] {
-        OnDevice dx(x, n), dout(out, 6 * n);
-        OnDevice da(a, n), ddots(dots, 2 * n);
-        launch(numbers_kernel, 1, 64, 0, nullptr, dx.data(), n, dout.data(), da.data(), ddots.data());
-        copy_back(dout);
-        copy_back(ddots);
+    return guarded([&] {
+        const DeviceMemory dx = on_device(x, n), dout = on_device(out, 6 * n);
+        const DeviceMemory da = on_device(a, n), ddots = on_device(dots, 2 * n);
+        launch(numbers_kernel, 1, 64, 0, nullptr, dx.as<float>(), n, dout.as<float>(), da.as<int>(), ddots.as<int>());
+        to_host(out, dout, 6 * n);
+        to_host(dots, ddots, 2 * n);
     });
 }
 
 // x [n] += n_launches, captured once.
 int shims_graph(float* x, int n, int n_launches) {
-    return answer([&] {
-        OnDevice dx(x, n);
-        cudaStream_t stream;
+    return guarded([&] {
+        const DeviceMemory dx = on_device(x, n);
+        const TestStream stream;
         cudaGraph_t graph;
         cudaGraphExec_t ready;
-        check_device(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-        check_device(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-        launch(add_one_kernel, n / 32, 32, 0, stream, dx.data());
-        check_device(cudaStreamEndCapture(stream, &graph), "capture");
+        check_device(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
+        launch(add_one_kernel, n / 32, 32, 0, stream.get(), dx.as<float>());
+        check_device(cudaStreamEndCapture(stream.get(), &graph), "capture");
         check_device(cudaGraphInstantiate(&ready, graph), "graph");
         check_device(cudaGraphDestroy(graph), "graph");
-        for (int i = 0; i < n_launches; i++) check_device(cudaGraphLaunch(ready, stream), "graph");
-        check_device(cudaStreamSynchronize(stream), "stream");
+        for (int i = 0; i < n_launches; i++) check_device(cudaGraphLaunch(ready, stream.get()), "graph");
+        stream.wait();
         check_device(cudaGraphExecDestroy(ready), "graph");
-        check_device(cudaStreamDestroy(stream), "stream");
-        copy_back(dx);
+        to_host(x, dx, n);
     });
 }
 
 int shims_decode(uint8_t* block, float* out) {
-    return answer([&] {
-        OnDevice from(block, sizeof(BlockQ4_K));
-        OnDevice to(out, 256);
-        launch(decode_kernel, 1, 1, 0, nullptr, reinterpret_cast<BlockQ4_K*>(from.data()), to.data());
-        copy_back(to);
+    return guarded([&] {
+        const DeviceMemory from = on_device(block, sizeof(BlockQ4_K)), to = on_device(out, 256);
+        launch(decode_kernel, 1, 1, 0, nullptr, from.as<BlockQ4_K>(), to.as<float>());
+        to_host(out, to, 256);
     });
 }
 
 int shims_allocate(size_t bytes, size_t* n_free, size_t* total) {
-    return answer([&] {
-        void* memory = nullptr;
-        check_device(cudaMalloc(&memory, bytes), "memory for a test");
-        const cudaError_t error = cudaMemGetInfo(n_free, total);
-        check_device(cudaFree(memory), "memory");
-        check_device(error, "memory");
+    return guarded([&] {
+        const DeviceMemory memory(bytes, "a test");
+        check_device(cudaMemGetInfo(n_free, total), "memory");
     });
 }
 
 int shims_device(int device, char* name, int* n, size_t* shared_limit) {
-    return answer([&] {
+    return guarded([&] {
         check_device(cudaGetDeviceCount(n), "devices");
         cudaDeviceProp found;
         check_device(cudaGetDeviceProperties(&found, device), "device");

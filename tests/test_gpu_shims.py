@@ -17,6 +17,7 @@ from gpu_module import CSRC, EMULATED, build_emulated
 
 SOURCE = Path(__file__).with_name("gpu_shims.cu")
 HALF_AT_BARRIER, HALF_SHUFFLES, DIFFERENT_MEETINGS, NO_WAIT, NOTHING = range(5)
+DEVICE_ERROR, OUT_OF_MEMORY = 1, 2  # executor_abi.h
 DECLARATIONS = """
 const char* shims_failure();
 int shims_tile_n();
@@ -139,7 +140,7 @@ def test_barriers(shims: Shims, seed: int, threads: int, rng: np.random.Generato
 )
 def test_threads_that_never_meet_are_an_error(shims: Shims, seed: int, wrong: int, said: str) -> None:
     out = np.zeros(64, np.float32)
-    assert shims.call("wrong", wrong, out, 64, 0) == 1
+    assert shims.call("wrong", wrong, out, 64, 0) == DEVICE_ERROR
     assert said in shims.failure()
     shims.run("wrong", NOTHING, out, 64, 0)  # nothing is left of it
     np.testing.assert_array_equal(out, np.arange(64))
@@ -150,7 +151,7 @@ def test_threads_that_never_meet_are_an_error(shims: Shims, seed: int, wrong: in
     [(2048, 0, "invalid configuration"), (64, 300_000, "invalid argument")],
 )
 def test_launches_beyond_the_device_are_refused(shims: Shims, threads: int, shared_bytes: int, said: str) -> None:
-    assert shims.call("wrong", NOTHING, np.zeros(threads, np.float32), threads, shared_bytes) == 1
+    assert shims.call("wrong", NOTHING, np.zeros(threads, np.float32), threads, shared_bytes) == DEVICE_ERROR
     assert said in shims.failure()
 
 
@@ -216,8 +217,8 @@ def test_memory_is_counted_and_ends(shims: Shims, monkeypatch: pytest.MonkeyPatc
     free, total = shims.ffi.new("size_t *"), shims.ffi.new("size_t *")
     shims.run("allocate", 600_000, free, total)
     assert (free[0], total[0]) == (400_000, 1_000_000)
-    assert shims.call("allocate", 1_000_001, free, total) == 2
-    assert shims.failure() == "memory for a test: out of memory"
+    assert shims.call("allocate", 1_000_001, free, total) == OUT_OF_MEMORY
+    assert shims.failure() == "1000001 bytes for a test: out of memory"
     shims.run("allocate", 1_000_000, free, total)
 
 
@@ -230,7 +231,7 @@ def test_devices(shims: Shims, monkeypatch: pytest.MonkeyPatch) -> None:
     assert n[0] == 2
     for devices, said in (("0", "no device is detected"), ("-1", "there is no driver")):
         monkeypatch.setenv("GEMMART_EMULATED_DEVICES", devices)
-        assert shims.call("device", 0, name, n, limit) == 1
+        assert shims.call("device", 0, name, n, limit) == DEVICE_ERROR
         assert said in shims.failure()
 
 
@@ -250,4 +251,12 @@ def test_compiles_for_nvidia(arch: str) -> None:
 
 @pytest.mark.parametrize(("arch", "wave"), [("gfx90a", 64), ("gfx1030", 32)])
 def test_compiles_for_amd(arch: str, wave: int) -> None:
-    compile_for("hipcc", f"--offload-arch={arch}", f"-DGEMMART_WAVE={wave}", "-ffp-contract=off", "-x", "hip")
+    compile_for(
+        "hipcc",
+        f"--offload-arch={arch}",
+        f"-DGEMMART_WAVE={wave}",
+        "-ffp-contract=off",
+        "-Wno-unused-result",
+        "-x",
+        "hip",
+    )

@@ -2,10 +2,11 @@
 //
 //   HIP_PLATFORM=amd hipcc -std=c++20 -O3 -ffp-contract=off -DGEMMART_WAVE=64 --offload-arch=gfx90a -I csrc -x hip …
 //
-// HIP_PLATFORM is needed where nvcc can be found too. GEMMART_WAVE: lanes of a wave, 64 for gfx9 and 32 for newer
-// ones; the host's code counts with it, so that one compilation cannot serve both.
-// Debian 12 (hipcc 5.2.3, clang 15, rocm-device-libs 5.2.3) needs no paths; it compiles for gfx90a, gfx940 (like
-// gfx942, which it does not know) and gfx1030. Its clang knows gfx1100, its device library does not.
+// HIP_PLATFORM is needed where nvcc can be found too; -Wno-unused-result keeps it quiet about destructors.
+// GEMMART_WAVE: lanes of a wave, 64 for gfx9 and 32 for newer ones; the host's code counts with it, so that one
+// compilation cannot serve both. Debian 12 (hipcc 5.2.3, clang 15, rocm-device-libs 5.2.3) needs no paths; it compiles
+// for gfx90a, gfx940 (like gfx942, which it does not know) and gfx1030. Its clang knows gfx1100, its device library
+// does not.
 #pragma once
 
 #include <hip/hip_fp16.h>
