@@ -35,11 +35,14 @@ DEVICES = os.environ.get("GEMMART_TEST_DEVICES", "emulated,cuda").split(",")
 GNU = [
     "-std=c++20",
     "-O2",
+    "-g1",
     "-march=native",
     "-ffp-contract=off",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-gnu-unique",  # or two modules in a process would share what is static in templates
+    "-fsanitize=alignment,bounds",  # a GPU has no misaligned loads
+    "-fsanitize-undefined-trap-on-error",
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",

@@ -77,7 +77,17 @@ __global__ void reverse_kernel(const float* x, float* out, int forget_barrier) {
     out[me] = shared[last - me];
 }
 
-enum Wrong { kHalfAtBarrier, kHalfShuffles, kDifferentMeetings, kNoWait, kNothing };
+enum Wrong {
+    kHalfAtBarrier,
+    kHalfShuffles,
+    kDifferentMeetings,
+    kNoWait,
+    kNothing,
+    kBehind,
+    kNull,
+    kMisaligned,
+    kIndex
+};
 __global__ void wrong_kernel(int wrong, float* out) {
     if (wrong != kNoWait) wait_for_previous();
     const int me = static_cast<int>(threadIdx.x);
@@ -91,7 +101,15 @@ __global__ void wrong_kernel(int wrong, float* out) {
             __syncthreads();
         }
     }
+    if (wrong == kBehind) out[me + 256] = v;
+    if (wrong == kNull && me == 63) *static_cast<volatile float*>(nullptr) = v;
+    if (wrong == kMisaligned) *reinterpret_cast<float2*>(out + 1) = make_float2(v, v);
     out[me] = v;
+    if (wrong == kIndex) {
+        __shared__ float few[4];
+        few[me] = v;
+        out[me] = few[me];
+    }
 }
 
 __global__ void numbers_kernel(const float* x, int n, float* out, const int* a, int* dots) {

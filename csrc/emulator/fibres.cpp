@@ -14,6 +14,8 @@
 #include <sstream>
 #include <vector>
 
+#include "emulator/faults.h"
+
 #ifndef GEMMART_EMULATED_WAVE
 #define GEMMART_EMULATED_WAVE 32
 #endif
@@ -41,6 +43,7 @@ struct Fibre : Place {
     int id = 0;  // in the block
     State state = State::kEnded;
     const char* meeting = nullptr;
+    const void* code = nullptr;  // where it waits
     bool waited_for_previous = false;
     int n_committed = 0;
     std::vector<Copy> copies;
@@ -86,6 +89,8 @@ struct Random {
     }
 };
 
+thread_local bool running = false;  // this OS thread is in a kernel
+
 int lanes_of(Group group) { return group == Group::kLanes ? kLanes : GEMMART_EMULATED_WAVE; }
 
 // What it takes to run blocks; kept for the next kernels.
@@ -93,8 +98,9 @@ class Processor {
   public:
     std::string run(dim3 grid_size, dim3 block_size, size_t shared_bytes, const std::function<void()>& kernel);
 
-    void sync_threads() {
+    void sync_threads(const void* code) {
         me().state = State::kAtBarrier;
+        me().code = code;
         if (++n_at_barrier_ == n_threads_) {
             n_at_barrier_ = 0;
             make_ready(0, n_threads_);
@@ -102,7 +108,7 @@ class Processor {
         leave();
     }
     const unsigned char* meet(Group group, const char* kind, const void* mine, size_t bytes,
-                              void (*combine)(unsigned char*));
+                              void (*combine)(unsigned char*), const void* code);
     void end_thread();
     [[noreturn]] void fail(const std::string& reason) {
         failure_ = reason + " (" + where() + ")";
@@ -207,8 +213,7 @@ void Processor::make_ready(int first, int n) {
 void Processor::leave() {
     Fibre& from = me();
     if (n_ready_ == 0) {
-        failure_ = who_waits();
-        abandon();
+        fail(who_waits());
     }
     n_ready_--;
     size_t next = first_ready_;
@@ -226,7 +231,7 @@ void Processor::leave() {
 }
 
 const unsigned char* Processor::meet(Group group, const char* kind, const void* mine, size_t bytes,
-                                     void (*combine)(unsigned char*)) {
+                                     void (*combine)(unsigned char*), const void* code) {
     Fibre& fibre = me();
     const int n_lanes = lanes_of(group);
     const int first = fibre.id / n_lanes * n_lanes;
@@ -240,6 +245,7 @@ const unsigned char* Processor::meet(Group group, const char* kind, const void* 
     memcpy(slots[fibre.id - first], mine, bytes);
     fibre.state = State::kMeeting;
     fibre.meeting = kind;
+    fibre.code = code;
     if (++meeting.n_arrived == n_lanes) {
         meeting.n_arrived = 0;
         meeting.turn ^= 1;
@@ -272,21 +278,19 @@ std::string Processor::where() {
 
 std::string Processor::who_waits() {
     int at_barrier = 0, meeting = 0, ended = 0;
-    const char* kind = "";
+    const Fibre *one_at_barrier = nullptr, *one_meeting = nullptr;
     for (int i = 0; i < n_threads_; i++) {
         const Fibre& fibre = *fibres_[static_cast<size_t>(i)];
-        at_barrier += fibre.state == State::kAtBarrier;
-        ended += fibre.state == State::kEnded;
-        if (fibre.state == State::kMeeting) {
-            meeting++;
-            kind = fibre.meeting;
-        }
+        if (fibre.state == State::kEnded) ended++;
+        if (fibre.state == State::kAtBarrier && at_barrier++ == 0) one_at_barrier = &fibre;
+        if (fibre.state == State::kMeeting && meeting++ == 0) one_meeting = &fibre;
     }
     std::ostringstream out;
-    out << "threads wait for each other: of " << n_threads_ << " there are " << at_barrier << " at __syncthreads, "
-        << ended << " ended";
-    if (meeting) out << ", " << meeting << " wait for lanes in " << kind;
-    out << " (" << where() << ")";
+    out << "threads wait for others that never come: of " << n_threads_ << ", " << ended << " ended";
+    if (at_barrier) out << ", " << at_barrier << " are in __syncthreads (" << place_of(one_at_barrier->code) << ")";
+    if (meeting) {
+        out << ", " << meeting << " are in " << one_meeting->meeting << " (" << place_of(one_meeting->code) << ")";
+    }
     return out.str();
 }
 
@@ -302,6 +306,7 @@ void Processor::run_block() {
     memset(shared_, 0xff, shared_bytes_);  // NaN, where nobody wrote
     make_ready(0, n_threads_);
     if (_setjmp(caller_) == 0) {
+        running = true;
         Fibre& first = *fibres_[static_cast<size_t>(ready_[0])];
         first_ready_ = ready_.size() == 1 ? 0 : 1;
         n_ready_--;
@@ -309,6 +314,7 @@ void Processor::run_block() {
         _longjmp(first.registers, 1);
     }
     place = nullptr;
+    running = false;
 }
 
 std::string Processor::run(dim3 grid_size, dim3 block_size, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -346,14 +352,14 @@ std::string Processor::run(dim3 grid_size, dim3 block_size, size_t shared_bytes,
 
 }  // namespace
 
-void sync_threads() { processor->sync_threads(); }
+void sync_threads() { processor->sync_threads(__builtin_return_address(0)); }
 unsigned char* shared_memory() { return processor->shared(); }
 void fail(const std::string& reason) { processor->fail(reason); }
 int lane_in(Group group) { return processor->me().id % lanes_of(group); }
 
 const unsigned char* meet(Group group, const char* kind, const void* mine, size_t bytes,
                           void (*combine)(unsigned char*)) {
-    return processor->meet(group, kind, mine, bytes, combine);
+    return processor->meet(group, kind, mine, bytes, combine, __builtin_return_address(0));
 }
 
 void copy_later(void* to, const void* from) {
@@ -386,6 +392,7 @@ std::string run_grid(dim3 grid_size, dim3 block_size, size_t shared_bytes, const
     const std::lock_guard lock(mutex);
     static Processor only;
     processor = &only;
+    catch_faults([] { return running; }, [](const std::string& reason) { processor->fail(reason); });
     return processor->run(grid_size, block_size, shared_bytes, kernel);
 }
 

@@ -6,8 +6,11 @@
 #include <chrono>
 #include <map>
 #include <mutex>
+#include <sstream>
 #include <string>
 #include <vector>
+
+#include "emulator/faults.h"
 
 using Work = std::function<cudaError_t()>;
 
@@ -338,6 +341,24 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }
 
 namespace gemmart::emulator {
+
+std::string describe_address(const void* address) {
+    const auto* at = static_cast<const unsigned char*>(address);
+    std::ostringstream out;
+    out << address;
+    if (at < reinterpret_cast<const unsigned char*>(kPage)) out << ", by a null pointer";
+    for (const auto& [begin, allocation] : allocations) {
+        const auto* first = static_cast<const unsigned char*>(begin);
+        const unsigned char* end = first + allocation.bytes;
+        if (at >= end && at < allocation.mapping + allocation.mapped) {
+            out << ", " << at - end << " bytes behind the end of " << allocation.bytes;
+        }
+        if (at >= allocation.mapping && at < first) {
+            out << ", " << first - at << " bytes before the begin of " << allocation.bytes;
+        }
+    }
+    return out.str();
+}
 
 cudaError_t submit(cudaStream_t stream, Work work) {
     EmulatedStream& to = stream_of(stream);
