@@ -26,7 +26,8 @@ __device__ __forceinline__ Span seen_from(int position, int window) {
 // The kv head's part of page number `page` of a segment.
 __device__ __forceinline__ const std::byte* page_part(const Places& places, const AttentionLayer& layer, int segment,
                                                       int page, int kv_head) {
-    const int id = places.pages[layer.kv.group][static_cast<size_t>(segment) * places.max_pages + page];
+    const int32_t* pages = layer.kv.group == 0 ? places.pages[0] : places.pages[1];  // an index would copy `places`
+    const int id = pages[static_cast<size_t>(segment) * places.max_pages + page];
     return layer.kv.base + id * layer.kv.page_bytes + kv_head * layer.kv.layout.n_bytes;
 }
 

@@ -19,6 +19,9 @@ constexpr int kPages = kRange / kPageTokens;
 constexpr int kThreads = kPages * kLanes;
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxRows = 8;  // of a block
+// That are on their way at once, as the registers allow.
+template <int kRows>
+constexpr int kLoads = kRows == kMaxRows ? 2 : 4;
 
 // A range's part of a row: Σ weight · value, then m and Σ weight, where a weight is e^(score - m).
 __host__ __device__ constexpr int partial_size(int head_dim) { return (head_dim + 31) / 32 * 32 + 4; }
@@ -27,7 +30,7 @@ __host__ __device__ constexpr int partial_size(int head_dim) { return (head_dim 
 template <typename T>
 struct Neighbours {
     static constexpr int kN = sizeof(T) == 4 ? 4 : 8;
-    static constexpr int kLanesARow = 32 / kN;         // that have the 32 neighbours of a row
+    static constexpr int kLanesARow = 32 / kN;              // that have the 32 neighbours of a row
     static constexpr int kRowsAStep = kLanes / kLanesARow;  // that the lanes read at once
 
     static __device__ __forceinline__ void load(const T* from, float (&x)[kN]) {
@@ -88,7 +91,7 @@ struct Scores {
                                    float (&scores)[kRows]) {
         const T* keys = reinterpret_cast<const T*>(part + layout.keys) + lane() % Near::kLanesARow * kN;
         float sums[kRows][kN] = {};
-#pragma unroll 4
+#pragma unroll kLoads < kRows>
         for (int i = lane() / Near::kLanesARow; i < head_dim; i += Near::kRowsAStep) {
             float x[kN];
             Near::load(keys + i * kPageTokens, x);
@@ -178,7 +181,7 @@ __device__ __forceinline__ void add_values(const KvHeadLayout& layout, const std
     using Near = Neighbours<T>;
     const T* values = reinterpret_cast<const T*>(part + layout.values) + block * 32 * kPageTokens +
                       lane() % Near::kLanesARow * Near::kN;
-#pragma unroll
+#pragma unroll kLoads < kRows>
     for (int slot = lane() / Near::kLanesARow; slot < kPageTokens; slot += Near::kRowsAStep) {
         float x[Near::kN], scale = 1;
         Near::load(values + slot * 32, x);
@@ -209,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, kRows == kMaxRows ? 2 : 3)
     const int head_dim = layer.head_dim, n_group_heads = layer.n_heads / layer.n_kv_heads;
     const int first_page = range * kPages;
 
-    Span seen[kRows];    // of this range
+    Span seen[kRows];     // of this range
     int heads_at[kRows];  // row · n_heads + head
     bool any = false;
 #pragma unroll

@@ -17,8 +17,9 @@
 namespace gemmart::gpu {
 namespace {
 
-constexpr float kWeightScale = 2048;  // keeps low terms of f16 weights normal
-constexpr int kQueryExponent = 10;    // of a row's largest component, scaled
+constexpr float kWeightScale = 2048;     // keeps low terms of f16 weights normal
+constexpr int kQueryExponent = 10;       // of a row's largest component, scaled
+constexpr int kLeastShared = 64 * 1024;  // bytes of a block, that every device has
 
 template <typename Pages_, int kHead_, int kWavesM_>
 struct Shape {
@@ -28,9 +29,9 @@ struct Shape {
     static constexpr int kWavesM = kWavesM_;  // along rows; 2 along components
     static constexpr int kRows = kWavesM * kTileM;
     static constexpr int kThreads = kWavesM * 2 * kTileLanes;
-    static constexpr int kLanesARow = kThreads / kRows;           // of softmax
+    static constexpr int kLanesARow = kThreads / kRows;          // of softmax
     static constexpr int kPositions = kPageTokens / kLanesARow;  // of a lane
-    static constexpr int kSteps = kHead / 2 / kTileK;             // of a wave's half of q · k
+    static constexpr int kSteps = kHead / 2 / kTileK;            // of a wave's half of q · k
     static constexpr int kScoreTiles = kPageTokens / kTileN;
     static constexpr int kOutTiles = kHead / 2 / kTileN;
 
@@ -39,9 +40,9 @@ struct Shape {
     // Shared memory, in bytes.
     static constexpr int kQueries = 0;  // [2 terms][kRows][kQueryLd]
     static constexpr int kKeys = kQueries + 2 * kRows * kQueryLd * 2;
-    static constexpr int kValues = kKeys + kPlane * 2;      // or low terms
-    static constexpr int kScores = kValues + kPlane * 2;    // float [kRows][2 halves][32]
-    static constexpr int kWeights = kScores + kRows * kScoreLd * 4;  // [2 terms][kRows][kWeightLd]
+    static constexpr int kValues = kKeys + kPlane * 2;                     // or low terms
+    static constexpr int kScores = kValues + kPlane * 2;                   // float [kRows][2 halves][32]
+    static constexpr int kWeights = kScores + kRows * kScoreLd * 4;        // [2 terms][kRows][kWeightLd]
     static constexpr int kFactors = kWeights + 2 * kRows * kWeightLd * 2;  // float [kRows]
     static constexpr int kBytes = kFactors + kRows * 4;
 };
@@ -107,8 +108,8 @@ struct Softmax {
 
 // A lane's scores of a page become weights; *factor: what earlier ones are multiplied with.
 template <typename S>
-__device__ void weigh(Softmax& row, float softcap, int first_position, const float* scores,
-                      typename S::Element* high, float* factor) {
+__device__ void weigh(Softmax& row, float softcap, int first_position, const float* scores, typename S::Element* high,
+                      float* factor) {
     float x[S::kPositions], largest = row.largest;
 #pragma unroll
     for (int i = 0; i < S::kPositions; i++) {
@@ -184,8 +185,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
     for (int t = 0; t < 2; t++)
 #pragma unroll
         for (int s = 0; s < S::kSteps; s++)
-            load_a(query[t][s],
-                   queries + (t * S::kRows + wave_row) * S::kQueryLd + (half * S::kSteps + s) * kTileK, S::kQueryLd);
+            load_a(query[t][s], queries + (t * S::kRows + wave_row) * S::kQueryLd + (half * S::kSteps + s) * kTileK,
+                   S::kQueryLd);
 
     const int last = min((rows.first + S::kRows - 1) / n_group_heads, rows.n_tokens - 1);
     const int begin = seen_from(places.positions[rows.first_row + rows.first / n_group_heads], layer.window).begin;
@@ -246,8 +247,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
         else
             copy_values(page);
         weigh<S>(softmax, layer.softcap, page * kPageTokens + part * S::kPositions,
-                 scores + row * S::kScoreLd + part * S::kPositions,
-                 weights + row * S::kWeightLd + part * S::kPositions, factors + row);
+                 scores + row * S::kScoreLd + part * S::kPositions, weights + row * S::kWeightLd + part * S::kPositions,
+                 factors + row);
         if constexpr (Pages::kCopied) wait_copies<1>();
         __syncthreads();  // weights and values are there
 
@@ -313,22 +314,22 @@ void start_shape(const Places& places, const AttentionLayer& layer, const float*
 }
 
 // As many rows as the device's shared memory has room for.
-template <typename Pages, int kHead>
+template <typename Pages, int kHead, int kWavesM>
 void start_head(const Places& places, const AttentionLayer& layer, const float* q, float* out, cudaStream_t stream) {
-    const int room = shared_limit();
-    if (Shape<Pages, kHead, 4>::kBytes <= room) return start_shape<Shape<Pages, kHead, 4>>(places, layer, q, out, stream);
-    if (Shape<Pages, kHead, 2>::kBytes <= room) return start_shape<Shape<Pages, kHead, 2>>(places, layer, q, out, stream);
-    start_shape<Shape<Pages, kHead, 1>>(places, layer, q, out, stream);
+    using S = Shape<Pages, kHead, kWavesM>;
+    if constexpr (S::kBytes > kLeastShared)
+        if (S::kBytes > shared_limit()) return start_head<Pages, kHead, kWavesM / 2>(places, layer, q, out, stream);
+    start_shape<S>(places, layer, q, out, stream);
 }
 
 template <typename Pages>
 void start(const Places& places, const AttentionLayer& layer, const float* q, float* out, cudaStream_t stream) {
     if (layer.head_dim <= 64)
-        start_head<Pages, 64>(places, layer, q, out, stream);
+        start_head<Pages, 64, 4>(places, layer, q, out, stream);
     else if (layer.head_dim <= 128)
-        start_head<Pages, 128>(places, layer, q, out, stream);
+        start_head<Pages, 128, 4>(places, layer, q, out, stream);
     else
-        start_head<Pages, 256>(places, layer, q, out, stream);
+        start_head<Pages, 256, 4>(places, layer, q, out, stream);
 }
 
 }  // namespace

@@ -95,8 +95,7 @@ struct ConvertedPages {
                     const uint32_t word = reinterpret_cast<const uint32_t*>(part + layout.values)[i];
                     const float scale = reinterpret_cast<const float*>(part + layout.value_scales)[i / 8];
 #pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        x[j] = static_cast<float>(static_cast<int8_t>(word >> 8 * j)) * scale;
+                    for (int j = 0; j < 4; j++) x[j] = static_cast<float>(static_cast<int8_t>(word >> 8 * j)) * scale;
                 }
             }
             put_four(x, to + i / 8 * kPageLd + i % 8 * 4, plane);

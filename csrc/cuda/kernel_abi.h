@@ -41,6 +41,24 @@ typedef struct GemmartAttentionTest {
 } GemmartAttentionTest;
 int32_t gemmart_kernel_attention(GemmartAttentionTest* test);
 
+// logits [n, n_cols] <- capped where cap is not 0; finite [n]
+int32_t gemmart_kernel_cap(int32_t n, int32_t n_cols, float cap, float* logits, uint8_t* finite);
+
+typedef struct GemmartSelectTest {
+    float* logits;  // [n_vocab], as they are on the device afterwards
+    int32_t n_vocab, k;
+    int32_t n_bias, n_recent;
+    const int32_t *bias_ids, *recent;
+    const float* bias;
+    float repeat_penalty, presence_penalty, frequency_penalty;
+    const int32_t* mask;  // [ceil(n_vocab / 32)] or null
+    int32_t* ids;         // [k]
+    float* best;          // [k]
+    double logsumexp;
+    int32_t n_found;
+} GemmartSelectTest;
+int32_t gemmart_kernel_select(GemmartSelectTest* test);
+
 #ifdef __cplusplus
 }
 #endif

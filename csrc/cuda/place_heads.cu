@@ -86,7 +86,7 @@ __device__ void store_head(const KvHeadLayout& layout, int head_dim, bool is_key
 
 // Heads of a row: queries, then keys, then values.
 template <KvType kType>
-__global__ void __launch_bounds__(kHeads * kLanes)
+__global__ void __launch_bounds__(kHeads* kLanes)
     place_kernel(Places places, AttentionLayer layer, float* q, const float* k, const float* v) {
     __shared__ float placed[kHeads][kMaxHeadDim];
     wait_for_previous();
@@ -103,10 +103,10 @@ __global__ void __launch_bounds__(kHeads * kLanes)
     __syncthreads();  // lanes read components that others have rotated
     if (is_key || is_value) {
         const int kv_head = is_key ? i - n_q : i - n_q - n_kv, position = places.positions[row];
-        std::byte* part = const_cast<std::byte*>(
-            page_part(places, layer, places.segment_of[row], position / kPageTokens, kv_head));
-        store_head<kType>(layer.kv.layout, head_dim, is_key, is_key ? placed[group()] : v + (kv_row + kv_head) * head_dim,
-                          position % kPageTokens, part);
+        std::byte* part =
+            const_cast<std::byte*>(page_part(places, layer, places.segment_of[row], position / kPageTokens, kv_head));
+        store_head<kType>(layer.kv.layout, head_dim, is_key,
+                          is_key ? placed[group()] : v + (kv_row + kv_head) * head_dim, position % kPageTokens, part);
     }
     let_next_start();
 }
