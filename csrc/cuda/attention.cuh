@@ -31,10 +31,6 @@ __device__ __forceinline__ const std::byte* page_part(const Places& places, cons
     return layer.kv.base + id * layer.kv.page_bytes + kv_head * layer.kv.layout.n_bytes;
 }
 
-__device__ __forceinline__ float capped(float score, float cap) {
-    return cap != 0 ? cap * fast_tanh(score / cap) : score;
-}
-
 __device__ __forceinline__ float larger(float a, float b) { return b > a ? b : a; }
 
 // The kernels for FEW and for MANY rows (attention_few.cu, attention_many.cu).

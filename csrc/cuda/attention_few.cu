@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, kRows == kMaxRows ? 2 : 3)
                                   scores);
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
-        scores[r] = capped(scores[r], layer.softcap);
+        if (layer.softcap != 0) scores[r] = layer.softcap * tanhf(scores[r] / layer.softcap);
         const float largest = max_lanes(seen[r].holds(position) ? scores[r] : -INFINITY);
         if (lane() == 0) page_max[group()][r] = largest;
     }
