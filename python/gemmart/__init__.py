@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemmart.aio import AsyncModel, AsyncStream
     from gemmart.errors import (
+        BuildError,
         Cancelled,
         ChecksumError,
         ConstraintError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from gemmart.format import Format
     from gemmart.loading import devices, load, plan
     from gemmart.model import Model
-    from gemmart.results import Completion, Delta, Device, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
+    from gemmart.results import Completion, Delta, Device, GpuPlan, MemoryPlan, ModelInfo, Timings, TokenLogprob, Usage
     from gemmart.sampling import Sampling
     from gemmart.session import Session
     from gemmart.sources import pull
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "aio": "AsyncModel AsyncStream",
     "errors": (
-        "Cancelled ChecksumError ConstraintError ContextOverflow DeviceError DiskFull DownloadError GemmartError "
-        "InternalError InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError OutOfMemory "
-        "TemplateError TemplateLimit TruncatedModel UnsupportedModel"
+        "BuildError Cancelled ChecksumError ConstraintError ContextOverflow DeviceError DiskFull DownloadError "
+        "GemmartError InternalError InvalidRequest ModelChanged ModelFormatError ModelNotFound NumericError "
+        "OutOfMemory TemplateError TemplateLimit TruncatedModel UnsupportedModel"
     ),
     "format": "Format",
     "loading": "devices load plan",
     "model": "Model",
-    "results": "Completion Delta Device MemoryPlan ModelInfo Timings TokenLogprob Usage",
+    "results": "Completion Delta Device GpuPlan MemoryPlan ModelInfo Timings TokenLogprob Usage",
     "sampling": "Sampling",
     "session": "Session",
     "sources": "pull",
@@ -70,6 +71,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 __all__ = [
     "AsyncModel",
     "AsyncStream",
+    "BuildError",
     "Cancelled",
     "ChecksumError",
     "Completion",
@@ -82,6 +84,7 @@ __all__ = [
     "DownloadError",
     "Format",
     "GemmartError",
+    "GpuPlan",
     "InternalError",
     "InvalidRequest",
     "MemoryPlan",

@@ -6,11 +6,14 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gemmart import _core, machine
 from gemmart.errors import DeviceError
+from gemmart.gpu import search
+from gemmart.places import modules_folder
 from gemmart.sources.store import models_folder
 from gemmart.terminal import mib, table
 
@@ -49,8 +52,12 @@ def report() -> dict[str, Any]:
             ],
         },
         "memory": {"available_bytes": machine.available_memory(), "huge_pages": _huge_pages()},
-        "folders": {"models": _folder(models_folder()), "hub": _folder(_hub_cache())},
-        "gpu": {"used": False, "reason": "this release runs on the CPU only"},
+        "folders": {
+            "models": _folder(models_folder()),
+            "hub": _folder(_hub_cache()),
+            "modules": _folder(modules_folder()),
+        },
+        "gpu": _gpu(),
     }
 
 
@@ -71,8 +78,32 @@ def as_text(found: dict[str, Any]) -> str:
         rows.append(("problem", isa["problem"]))
     for name, folder in found["folders"].items():
         rows.append((f"folder {name}", f"{folder['path']} ({mib(folder['free_bytes'])} free)"))
-    rows.append(("gpu", f"not used: {found['gpu']['reason']}"))
+    gpu = found["gpu"]
+    rows.append(("gpu", "can be used" if gpu["used"] else f"not used: {gpu['reason']}"))
+    for step in gpu["steps"]:
+        if step["ok"] is not None:
+            rows.append((f"gpu {step['name']}", f"{'ok' if step['ok'] else 'no'}: {step['found']}"))
+            if step["advice"]:
+                rows.append(("", step["advice"]))
     return table(rows)
+
+
+def _gpu() -> dict[str, Any]:
+    """The search for a GPU."""
+    report = search.look()
+    return {
+        "used": report.usable,
+        "reason": report.problem or "a GPU can be used",
+        "forced": os.environ.get(search.MODULE_VARIABLE),
+        "module": str(report.module) if report.module else None,
+        "steps": [asdict(step) for step in report.steps],
+        "devices": [
+            {"name": gpu.name}
+            | {"description": gpu.about.name, "arch": gpu.about.arch}
+            | {"free_bytes": gpu.about.free_bytes, "total_bytes": gpu.about.total_bytes}
+            for gpu in report.devices
+        ],
+    }
 
 
 def _cpu() -> tuple[str, set[str]]:

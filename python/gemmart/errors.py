@@ -13,6 +13,7 @@
     │   ├── ChecksumError
     │   └── DiskFull
     ├── DeviceError (RuntimeError)               a device or instruction set cannot be used
+    ├── BuildError (RuntimeError)                a GPU module cannot be built; `output` is what the compiler printed
     ├── OutOfMemory (MemoryError)
     ├── InvalidRequest (ValueError)              a caller's mistake
     │   ├── ContextOverflow                      the prompt does not fit; has n_prompt and n_ctx
@@ -108,6 +109,19 @@ class DeviceError(GemmartError, RuntimeError):
     exit_code = 9
     http_status = 503
     http_code = "device_error"
+
+
+class BuildError(GemmartError, RuntimeError):
+    """A GPU module that cannot be built; `output` is all that the compiler printed, if one was run."""
+
+    exit_code = 8
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
+
+    def __reduce__(self) -> tuple[type[BuildError], tuple[str, str]]:
+        return type(self), (str(self), self.output)
 
 
 class OutOfMemory(GemmartError, MemoryError):

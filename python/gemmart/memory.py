@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from gemmart import _core
 from gemmart.engine import LOGIT_BYTES
-from gemmart.errors import DeviceError, InvalidRequest, OutOfMemory
+from gemmart.errors import InvalidRequest, OutOfMemory
+from gemmart.gpu.plan import Gpus, most_layers, place
 from gemmart.machine import available_memory, usable_cores
-from gemmart.results import SPARE_BYTES, MemoryPlan
+from gemmart.results import GPU_SPARE_BYTES, SPARE_BYTES, MemoryPlan
 from gemmart.sampling import check_number
 
 log = logging.getLogger("gemmart")
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
-
-
-def check_device(gpu: str, ngl: str | int, device: str | None) -> None:
-    """This release computes on the CPU: whoever asks for a GPU by name is told so."""
-    if gpu in ("auto", "none") and ngl in ("auto", 0) and device in (None, "cpu"):
-        return
-    raise DeviceError(
-        f"gpu={gpu!r}, ngl={ngl!r}, device={device!r}: this release of gemmart has no GPU module and computes "
-        "on the CPU; leave them at 'auto', or gpu='none'"
-    )
 
 
 def make_plan(
@@ -37,12 +29,14 @@ def make_plan(
     kv_type: str,
     mmap: bool | None,
     mlock: bool = False,
+    gpus: Gpus | None = None,
 ) -> MemoryPlan:
     """The plan for a model file, and a draft model beside it, with these options.
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
     with a warning. mmap None: packed weights where they fit, else mapped ones, with a warning; packed ones where they
-    are locked. Raises InvalidRequest naming the option."""
+    are locked. gpus: what layers may be put on; the draft model is on the CPU. Raises InvalidRequest naming the
+    option."""
     for name, value, limit in (
         ("ctx", ctx, 2**31 - 1),
         ("parallel", parallel, 1024),
@@ -65,9 +59,16 @@ def make_plan(
     def plan_for(n_ctx: int, mapped: bool) -> MemoryPlan:
         if n_ctx * parallel >= 2**31:
             raise InvalidRequest(f"ctx × parallel: {n_ctx} × {parallel} tokens are more than 2^31 - 1")
-        sizes = {"n_threads": n_threads, "n_batch": batch, "n_kv_tokens": n_ctx * parallel, "n_sequences": parallel}
-        need = facts.memory_need(**sizes, kv_type=kv_type)
-        draft_need = draft.memory_need(**sizes, kv_type=kv_type) if draft else {}
+        common: dict[str, Any] = {"n_batch": batch, "n_kv_tokens": n_ctx * parallel, "n_sequences": parallel}
+        common["kv_type"] = kv_type
+        on_gpus = place(facts, gpus, common) if gpus else ()
+        need = facts.memory_need(
+            n_threads=n_threads,
+            n_gpu_layers=sum(gpu.n_layers for gpu in on_gpus),
+            gpu_head=any(gpu.head for gpu in on_gpus),
+            **common,
+        )
+        draft_need = draft.memory_need(n_threads=n_threads, **common) if draft else {}
         return MemoryPlan(
             ctx=n_ctx,
             parallel=parallel,
@@ -82,11 +83,14 @@ def make_plan(
             kv_bytes=need["kv"],
             draft_bytes=sum(draft_need.get(part, 0) for part in ("packed_weights", "buffers", "kv")),
             available_bytes=available,
+            n_layers=len(info["layers"]),
+            gpus=on_gpus,
+            most_gpu_layers=most_layers(facts, gpus, common) if gpus and not all(gpu.fits for gpu in on_gpus) else None,
         )
 
     def longest_plan(mapped: bool, spare: int) -> MemoryPlan:
         plan = plan_for(min(ctx or trained, trained), mapped)
-        while ctx is None and plan.total_bytes + spare > available and plan.ctx > 2048:
+        while ctx is None and plan.ctx > 2048 and not (plan.fits and plan.total_bytes + spare <= available):
             plan = plan_for(1 << ((plan.ctx - 1).bit_length() - 1), mapped)
         return plan
 
@@ -108,6 +112,16 @@ def make_plan(
 
 def check_fits(plan: MemoryPlan, path: str) -> None:
     """Raises OutOfMemory with the numbers where the plan does not fit."""
+    for gpu in plan.gpus:
+        if not gpu.fits:
+            sizes = (gpu.total_bytes, gpu.weight_bytes, gpu.kv_bytes, gpu.buffer_bytes, gpu.available_bytes)
+            mib = [round(n / 2**20) for n in sizes]
+            raise OutOfMemory(
+                f"{path}: {gpu.n_layers} layers{' and the output' if gpu.head else ''} on {gpu.device} need "
+                f"{mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), but "
+                f"{mib[4]} MiB are free there, of which {GPU_SPARE_BYTES >> 20} are left to others; "
+                f"ngl={plan.most_gpu_layers} fits, or choose a smaller ctx, kv_type='q8_0' or a smaller file"
+            )
     if not plan.fits:
         weight_bytes = plan.weight_bytes + (plan.mapped_bytes if plan.mlock else 0)
         sizes = (weight_bytes, plan.kv_bytes, plan.buffer_bytes, plan.draft_bytes, plan.available_bytes)

@@ -40,6 +40,7 @@ from gemmart.tools import NO_TOOLS, Tool, Toolbox
 if TYPE_CHECKING:
     from gemmart.aio import AsyncModel
     from gemmart.constraint import Constraint, Constraints
+    from gemmart.gpu.plan import Gpus
     from gemmart.server.app import App
     from gemmart.server.running import RunningServer
     from gemmart.session import Session
@@ -70,6 +71,8 @@ class Model:
         template: str | None,
         system_style: str,
         strict_roles: bool,
+        gpus: Gpus | None,
+        tinyblas: bool,
         progress: Progress,
     ) -> None:
         self.plan = plan
@@ -93,6 +96,9 @@ class Model:
                 mapped=plan.mmap,
                 cache_bytes=plan.cache_bytes,
                 locked=plan.mlock,
+                gpu=[(gpus.module, part.index, part.n_layers) for part in plan.gpus] if gpus else [],
+                gpu_head=any(part.head for part in plan.gpus),
+                own_gemm=tinyblas,
                 loading=status,
             )
             try:
@@ -165,6 +171,7 @@ class Model:
             "kv_type": self.plan.kv_type,
             "isa": self.isa,
             "precise": self.precise,
+            "gpus": [(part.description, part.n_layers, part.head) for part in self.plan.gpus],
         }
 
     @cached_property

@@ -10,6 +10,9 @@ from gemmart.tools import CallDelta, ToolCall
 SPARE_BYTES = 512 << 20
 """Memory that is left for other programs and the objects of this one, where there is a choice."""
 
+GPU_SPARE_BYTES = 512 << 20
+"""Memory of a GPU that is left to its driver and to other programs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -138,11 +141,36 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """A run of consecutive layers on a GPU, and the bytes of its memory that they will take, `kv_bytes` for every
+    page at once."""
+
+    device: str  # "cuda:0"
+    index: int  # of it in the module
+    description: str
+    n_layers: int
+    head: bool  # the output too
+    weight_bytes: int
+    buffer_bytes: int
+    kv_bytes: int
+    available_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.buffer_bytes + self.kv_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes + GPU_SPARE_BYTES <= self.available_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes of memory that a model will take with these options. `weight_bytes`: all of the matrices where they are
     packed; where they are mapped (`mmap`), room to work on some of them. `mapped_bytes`: those that stay in the
     file, of which the system's cache keeps what there is room for. `kv_bytes` when every page is in use; it is touched
-    only as sequences grow. Weights that are locked in memory (`mlock`) count as memory where they are mapped, too."""
+    only as sequences grow. Weights that are locked in memory (`mlock`) count as memory where they are mapped, too.
+    `gpus`: what is on GPUs instead; the other fields are of the rest."""
 
     ctx: int
     parallel: int
@@ -157,6 +185,14 @@ class MemoryPlan:
     kv_bytes: int
     draft_bytes: int  # all of a draft model
     available_bytes: int
+    n_layers: int  # of the model
+    gpus: tuple[GpuPlan, ...] = ()  # the model's last layers, in order
+    most_gpu_layers: int | None = None
+    """The largest ngl that fits, where what was asked for does not."""
+
+    @property
+    def n_gpu_layers(self) -> int:
+        return sum(gpu.n_layers for gpu in self.gpus)
 
     @property
     def total_bytes(self) -> int:
@@ -170,14 +206,14 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.total_bytes <= self.available_bytes
+        return self.total_bytes <= self.available_bytes and all(gpu.fits for gpu in self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """Something that can run a model."""
 
-    name: str  # "cpu"
+    name: str  # "cpu", "cuda:0"
     description: str
-    isa: str
+    isa: str  # or the architecture of a GPU
     memory_bytes: int

@@ -38,6 +38,7 @@ COMMANDS = (
     "pack",
     "unpack",
     "doctor",
+    "compile",
     "config",
     "completion",
     "help",

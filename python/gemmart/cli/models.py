@@ -56,6 +56,10 @@ def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **mor
     import gemmart
 
     found = ref or last_or_default(given["offline"], messages)
+    if given.pop("recompile", False):  # once: a chat may load other models later
+        from gemmart.cli.compile import recompile
+
+        recompile(given, messages)
     with messages.progress() as progress:
         model = gemmart.load(
             found,
@@ -78,8 +82,8 @@ def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **mor
 
 
 def load_options(given: dict[str, Any]) -> dict[str, Any]:
-    """What chat_options, draft_options, guess_options and device_options say, as load_model() takes it."""
-    names = ("lookup", "draft", "draft_max", "system_style", "strict_roles")
+    """What chat_options, draft_options, guess_options and those of GPUs say, as load_model() takes it."""
+    names = ("lookup", "draft", "draft_max", "system_style", "strict_roles", "tinyblas")
     return {name: given[name] for name in names} | {"template": given["chat_template"]} | device_of(given)
 
 

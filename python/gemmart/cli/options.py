@@ -14,8 +14,6 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from gemmart.errors import DeviceError
-
 if TYPE_CHECKING:
     from gemmart.cli.settings import Setting
     from gemmart.terminal import Messages
@@ -137,6 +135,23 @@ def size(text: str) -> int:
     return int(match[1]) * (1024 if match[2] else 1)
 
 
+def layers(text: str) -> str | int:
+    """A number of layers, or a word for one."""
+    if text in ("auto", "all"):
+        return text
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise click.BadParameter(f"{text!r} is not auto, all or a number of layers")
+    return int(text)
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not shares of devices, such as 3,1") from None
+
+
 def token_bias(text: str) -> tuple[int, float]:
     """ID=BIAS"""
     token, _, bias = text.partition("=")
@@ -238,11 +253,41 @@ guess_options = options(
         {"default": True, "help": "Whether to guess that what stood before stands again; default: yes."},
     ),
 )
-device_options = options(  # this release computes on the CPU, and refuses what asks for more
-    "Computing",
-    (("--gpu",), {"default": "auto", "metavar": "auto|none", "help": "This release computes on the CPU."}),
-    (("-ngl", "--ngl", "--n-gpu-layers", "ngl"), {"default": "auto", "hidden": True}),
-    (("--recompile",), flag("Build a GPU module.", setting=False, hidden=True)),
+gpu_option = options(
+    "GPU",
+    (
+        ("--gpu",),
+        {
+            "type": click.Choice(["auto", "nvidia", "amd", "none", "disable"]),
+            "default": "auto",
+            "help": "Whose: auto (default): one that can be used, if there is one; one that is named must be there.",
+        },
+    ),
+)
+device_options = options(
+    "GPU",
+    (
+        ("-ngl", "--ngl", "--n-gpu-layers", "ngl"),
+        {
+            "type": layers,
+            "metavar": "N|all|auto",
+            "default": "auto",
+            "help": "How many of the last layers are on the GPU; auto (default): as many as fit.",
+        },
+    ),
+    (
+        ("--device",),
+        {"metavar": "NAME", "help": "Which one: cuda:0, or several by commas; default: the fewest that are needed."},
+    ),
+    (
+        ("--split",),
+        {"type": shares, "metavar": "A,B", "help": "The devices' shares of the layers; default: by their free memory."},
+    ),
+)
+module_options = options(
+    "GPU",
+    (("--tinyblas",), flag("Multiply with our own kernels, also where cuBLAS or hipBLAS could.")),
+    (("--recompile",), flag("Build the GPU module for this machine first, if that was not done.", setting=False)),
 )
 chat_options = options(
     "Chat format",
@@ -279,8 +324,7 @@ llamafile_options = options(
     (("-cb", "--cont-batching"), flag("requests always run together", accepted=True)),
     (("--no-warmup",), flag("there is no warm-up", accepted=True)),
     (("--unsecure",), flag("there is no sandbox to leave out", accepted=True)),
-    (("--tinyblas",), flag("this release has no GPU module", accepted=True)),
-    (("--no-compile", "--nocompile"), flag("this release has no GPU module", accepted=True)),
+    (("--no-compile", "--nocompile"), flag("nothing is compiled unless --recompile asks for it", accepted=True)),
 )
 context_options = options(
     "Context",
@@ -323,11 +367,9 @@ json_option = options("Output", (("--json", "as_json"), flag("Print one JSON obj
 
 
 def device_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The device options of `gemmart.load`. Raises DeviceError for what this release cannot build."""
-    if given["recompile"]:
-        raise DeviceError("--recompile: this release of gemmart has no GPU module that it could build")
-    ngl = given["ngl"]
-    return {"gpu": "none" if given["gpu"] == "disable" else given["gpu"], "ngl": int(ngl) if ngl.isdecimal() else ngl}
+    """gpu_option and device_options as `gemmart.load` and `gemmart.plan` take them."""
+    gpu = "none" if given["gpu"] == "disable" else given["gpu"]
+    return {"gpu": gpu} | {name: given[name] for name in ("ngl", "device", "split")}
 
 
 def check_effect(modes: Collection[str], told: str, messages: Messages) -> None:

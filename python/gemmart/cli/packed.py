@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gemmart.sources import ModelSource
 
 GROUPS = ("Prompt", "Context", "Sampling (defaults: the model's)", "Chat format", "Computing")
-FLAGS_LEFT_OUT = ("--file", "--chat-template", "--draft", "--gpu", "--ngl", "--recompile")
+FLAGS_LEFT_OUT = ("--file", "--chat-template", "--draft")
 
 
 def check(arguments: Sequence[str]) -> None:

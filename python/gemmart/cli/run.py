@@ -26,6 +26,7 @@ from gemmart.cli.options import (
     device_options,
     draft_options,
     flag,
+    gpu_option,
     guess_options,
     json_option,
     llamafile_options,
@@ -34,6 +35,7 @@ from gemmart.cli.options import (
     message_options,
     messages_of,
     model_options,
+    module_options,
     options,
     precise_options,
     preset_option,
@@ -211,7 +213,9 @@ ANSWERING = ("chat", "answer", "cli")  # the modes that answer here
 @check_options
 @draft_options
 @guess_options
+@gpu_option
 @device_options
+@module_options
 @llamafile_options
 @json_option
 @preset_option

@@ -22,6 +22,7 @@ from gemmart.cli.options import (
     device_options,
     draft_options,
     flag,
+    gpu_option,
     guess_options,
     llamafile_options,
     lock_options,
@@ -29,6 +30,7 @@ from gemmart.cli.options import (
     message_options,
     messages_of,
     model_options,
+    module_options,
     options,
     precise_options,
     preset_option,
@@ -167,7 +169,9 @@ browser_options = options(
 @check_options
 @draft_options
 @guess_options
+@gpu_option
 @device_options
+@module_options
 @llamafile_options
 @preset_option
 @message_options
