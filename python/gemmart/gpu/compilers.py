@@ -77,8 +77,17 @@ def find(backend: Backend) -> Compiler:
     if version < backend.oldest:
         oldest = ".".join(map(str, backend.oldest))
         raise BuildError(f"{path} is {about}, and {oldest} or newer is needed; {backend.install}")
-    top = re.search("TOP=(.*)", _output(path, "--dryrun", "-c", "x.cu")) if backend is CUDA else None
-    return Compiler(backend, path, version, about, Path(top[1]) if top else path.resolve().parents[1])
+    return Compiler(backend, path, version, about, _top(backend, path))
+
+
+def _top(backend: Backend, path: Path) -> Path:
+    """The folder that holds bin, include and lib. An nvcc without its profile beside it is a script that calls one."""
+    real = path.resolve()
+    if backend is CUDA and not real.with_name("nvcc.profile").exists():
+        told = re.search("TOP=(.*)", _output(path, "--dryrun", "-c", "x.cu"))
+        if told:
+            return Path(told[1]).resolve()
+    return real.parents[1]
 
 
 def _output(path: Path, *arguments: str) -> str:
