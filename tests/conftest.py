@@ -84,6 +84,15 @@ def logits_alone(context: _core.Context, ids: Sequence[int] | NDArray[np.int32])
     return context.logits()
 
 
+def require_no_gpu() -> None:
+    """Skips a test of what is said where there is no GPU."""
+    from gemmart.gpu import drivers, search
+
+    found = [gpu.name for vendor in search.VENDORS for gpu in drivers.find(vendor).gpus]
+    if found:
+        pytest.skip(f"this machine has a GPU: {', '.join(found)}")
+
+
 def difference(logits: NDArray, expected: NDArray) -> float:
     """‖logits − expected‖ / ‖expected‖; NaN where either has one."""
     return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))

@@ -14,6 +14,7 @@ import pytest
 
 import gemmart
 import program
+from conftest import require_no_gpu
 from gemmart import cli
 from gemmart.cli import run
 from program import failure
@@ -347,8 +348,9 @@ def test_a_format_that_does_not_compile(home: Path, chat_file: Path) -> None:
 
 
 def test_gpu_asked_for_by_name(home: Path, chat_file: Path) -> None:
+    require_no_gpu()
     for flags in [("--gpu", "nvidia"), ("-ngl", "999"), ("--n-gpu-layers", "all")]:
-        assert "CPU" in failure(program.run(chat_file, "hello", *flags, home=home), 9)
+        assert "no NVIDIA driver" in failure(program.run(chat_file, "hello", *flags, home=home), 9)
     for flags in [("--gpu", "none"), ("--gpu", "auto"), ("-ngl", "0"), ("--ngl", "auto")]:
         assert program.run(chat_file, "hello", *GREEDY_FLAGS, *flags, home=home).returncode == 0
 
@@ -450,7 +452,8 @@ def test_doctor(home: Path) -> None:
     assert found["isa"]["known"][0] == {"name": "scalar", "built": True, "usable": True, "why_not": None}
     assert found["memory"]["available_bytes"] > 0
     assert found["folders"]["models"]["path"].startswith(str(home))
-    assert not found["gpu"]["used"]
+    assert found["gpu"]["steps"][0]["name"] == "driver"
+    assert found["folders"]["modules"]["path"].startswith(str(home))
     broken = program.run("doctor", home=home, GEMMART_ISA="sse9")
     assert broken.returncode == 0
     assert "sse9" in broken.stdout.decode()
@@ -513,9 +516,45 @@ def test_flags_of_llamafile_are_accepted_and_said_to_have_no_effect(home: Path, 
     assert [note.partition(":")[0] for note in notes] == told
 
 
-@pytest.mark.parametrize("flags", [("-ngl", "999"), ("--ngl=all",), ("--gpu", "amd"), ("--recompile", "--gpu", "amd")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("-ngl", "999"),
+        ("--ngl=all",),
+        ("--gpu", "amd"),
+        ("--device", "cuda:0"),
+        ("--recompile", "--gpu", "nvidia"),
+        ("--recompile", "-ngl", "all"),
+    ],
+)
 def test_a_gpu_asked_for_is_refused_with_the_reason(home: Path, chat_file: Path, flags: tuple[str, ...]) -> None:
-    assert "no GPU module" in failure(program.run(chat_file, "-p", "x", *flags, home=home), 9)
+    require_no_gpu()
+    done = program.run(chat_file, "-p", "x", *flags, home=home)
+    assert done.returncode == 8 if "nvcc is not found" in done.stderr.decode() else 9
+    assert re.search("no NVIDIA driver|no AMD driver|nvcc is not found", failure(done, done.returncode))
+
+
+def test_what_nobody_asked_for_by_name_leaves_the_cpu(home: Path, chat_file: Path) -> None:
+    require_no_gpu()
+    quiet = program.run(chat_file, "-p", "x", *GREEDY_FLAGS, home=home)
+    assert b"gpu" not in quiet.stderr.lower()
+    done = program.run(chat_file, "-p", "x", *GREEDY_FLAGS, "--recompile", home=home)
+    assert (done.returncode, done.stdout) == (0, quiet.stdout)
+    assert done.stderr.decode().count("\n") == quiet.stderr.decode().count("\n") + 1
+    assert "gemmart: --recompile: " in done.stderr.decode()
+    assert "computing on the CPU" in done.stderr.decode()
+
+
+def test_options_of_gpus_that_are_wrong(home: Path, chat_file: Path) -> None:
+    for flags, message in [
+        (("-ngl", "many"), "'many' is not auto, all or a number of layers"),
+        (("--gpu", "intel"), "'intel' is not one of"),
+        (("--split", "a,b"), "'a,b' is not shares of devices"),
+        (("--recompile", "--gpu", "none"), "--recompile: has no effect without a GPU"),
+    ]:
+        assert message in failure(program.run(chat_file, "-p", "x", *flags, home=home), 2)
+    contradiction = failure(program.run(chat_file, "-p", "x", "--gpu", "none", "-ngl", "3", home=home), 2)
+    assert "contradict" in contradiction
 
 
 def test_a_chat_template_by_name_file_or_text(home: Path, chat_file: Path, base_file: Path, tmp_path: Path) -> None:

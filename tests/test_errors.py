@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gemmart
-from conftest import Tiny, open_context
+from conftest import Tiny, open_context, require_no_gpu
 from edit import edit
 from gemmart import _core, errors
 from gemmart.machine import available_memory
@@ -33,6 +33,7 @@ CONTRACT = [
     (errors.DiskFull, errors.DownloadError, 6, 500),
     (errors.ChecksumError, errors.DownloadError, 7, 500),
     (errors.DeviceError, RuntimeError, 9, 503),
+    (errors.BuildError, RuntimeError, 8, 500),
     (errors.OutOfMemory, MemoryError, 10, 503),
     (errors.InvalidRequest, ValueError, 2, 400),
     (errors.ContextOverflow, errors.InvalidRequest, 11, 400),
@@ -74,7 +75,13 @@ def test_contract_is_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [errors.ContextOverflow(7, 5), errors.Cancelled("stopped", "half"), errors.DiskFull("x")]
+    "error",
+    [
+        errors.ContextOverflow(7, 5),
+        errors.Cancelled("stopped", "half"),
+        errors.BuildError("x", "y"),
+        errors.DiskFull("x"),
+    ],
 )
 def test_errors_travel_between_processes(error: errors.GemmartError) -> None:
     copy = pickle.loads(pickle.dumps(error))
@@ -170,7 +177,17 @@ def test_nothing_changes_where_memory_lacks(tiny: Tiny) -> None:
     "options", [{"gpu": "nvidia"}, {"gpu": "amd"}, {"ngl": 10}, {"ngl": "all"}, {"device": "cuda:0"}]
 )
 def test_gpus_asked_for_by_name(options: dict, tiny: Tiny) -> None:
-    with pytest.raises(errors.DeviceError, match="no GPU module"):
+    require_no_gpu()
+    for call in (gemmart.load, gemmart.plan):
+        with pytest.raises(errors.DeviceError, match=r"no NVIDIA driver|no AMD driver"):
+            call(tiny("gemma2", "Q8_0"), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"gpu": "intel"}, {"ngl": -1}, {"ngl": "some"}, {"ngl": True}, {"gpu": "none", "ngl": 3}]
+)
+def test_options_of_gpus_that_are_wrong(options: dict, tiny: Tiny) -> None:
+    with pytest.raises(errors.InvalidRequest):
         gemmart.load(tiny("gemma2", "Q8_0"), **options)
 
 

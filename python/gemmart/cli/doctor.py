@@ -13,7 +13,7 @@ from gemmart.cli.options import Command, json_option, message_options, messages_
 @json_option
 @message_options
 def command(**given: Any) -> int:
-    """What gemmart finds here: CPU, memory, folders, versions."""
+    """What gemmart finds here: CPU, GPUs, memory, folders, versions."""
     from gemmart import doctor as doctor_module
 
     messages_of(given)

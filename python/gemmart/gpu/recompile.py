@@ -111,21 +111,22 @@ def _check_gpus(driver: drivers.Driver, compiler: Compiler) -> None:
 
 def _recipe(compiler: Compiler, archs: Sequence[str], blas: Blas | None, driver: str) -> Recipe:
     backend = compiler.backend
+    defines = _defines(compiler.about, archs, blas)
     return Recipe(
         version=_core.version,
         abi=abi_version(),
         sources=sources.sha256(),
         backend=backend.name,
         compiler=compiler.about,
-        command=tuple(compilers.compile_command(backend.compiler, backend, archs, _defines(archs, blas), (), None)),
+        command=tuple(compilers.compile_command(backend.compiler, backend, archs, defines, (), None)),
         blas=str(blas.library) if blas else "",
         archs=tuple(archs),
         driver=driver,
     )
 
 
-def _defines(archs: Sequence[str], blas: Blas | None) -> list[str]:
-    facts = [f'GEMMART_VERSION="{_core.version}"', f'GEMMART_ARCHS="{",".join(archs)}"']
+def _defines(about: str, archs: Sequence[str], blas: Blas | None) -> list[str]:
+    facts = [f'GEMMART_VERSION="{_core.version}"', f'GEMMART_COMPILER="{about}"', f'GEMMART_ARCHS="{",".join(archs)}"']
     return [*facts, "GEMMART_BLAS=1"] if blas else facts
 
 
@@ -191,7 +192,7 @@ def _compile(
         program = f"compiler/bin/{compiler.path.name}"
     includes = [".", *([str(blas.include)] if blas else [])]
     command = compilers.compile_command(
-        program, compiler.backend, recipe.archs, _defines(recipe.archs, blas), includes, host
+        program, compiler.backend, recipe.archs, _defines(recipe.compiler, recipe.archs, blas), includes, host
     )
     units = sources.units()
     total = len(units) + 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemmart import _core
-from gemmart.errors import BuildError, DeviceError
+from gemmart.errors import BuildError, DeviceError, InvalidRequest
 from gemmart.gpu import compilers, drivers, modules
 from gemmart.gpu.compilers import BACKENDS, Backend, backend_of
 from gemmart.gpu.drivers import CUDA_13, IN_A_CONTAINER, MIN_DRIVER, Driver
@@ -188,11 +188,11 @@ def _finish(
 
 def find(gpu: str, ngl: str | int, device: str | None) -> Report | None:
     """The GPUs that load() is to use, or None for the CPU alone. What is asked for by name must be there: raises
-    DeviceError that says why it is not."""
+    DeviceError that says why it is not, InvalidRequest for what contradicts."""
     wanted = gpu not in ("auto", "none") or ngl not in ("auto", 0) or device not in (None, "cpu")
     if gpu == "none" or device == "cpu" or ngl == 0:
         if gpu == "none" and (ngl not in ("auto", 0) or device not in (None, "cpu")):
-            raise DeviceError(f"gpu='none', ngl={ngl!r}, device={device!r}: these contradict each other")
+            raise InvalidRequest(f"gpu='none', ngl={ngl!r}, device={device!r}: these contradict each other")
         return None
     report = look(gpu)
     if not report.usable:
