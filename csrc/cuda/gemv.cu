@@ -4,45 +4,16 @@
 #include <climits>
 #include <vector>
 
-#include "cuda/gemv_blocks.cuh"
-#include "cuda/gemv_floats.cuh"
-#include "cuda/gemv_integers.cuh"
-
 namespace gemmart::gpu {
 namespace {
 
-struct FewKernel {
-    void (*kernel)(FewJob);
-    int n;             // rows of x
-    int turn_columns;  // of a warp
-    int group_bytes;   // of the inputs of 32 columns in shared memory
-};
-
-template <typename Block, int kN>
-FewKernel few_kernel_of(bool two_terms) {
-    using P = Packed<Block>;
-    if constexpr (P::kKind == Kind::Integers) {
-        using One = FewIntegers<Block, kN, false>;
-        using Two = FewIntegers<Block, kN, true>;
-        return two_terms ? FewKernel{few_integers<Block, kN, true>, kN, P::kTurn * kGroup, Two::kGroupBytes}
-                         : FewKernel{few_integers<Block, kN, false>, kN, P::kTurn * kGroup, One::kGroupBytes};
-    } else if constexpr (P::kKind == Kind::Floats) {
-        return {few_floats<Block, kN>, kN, P::kTurn * kGroup, kN * kGroup * static_cast<int>(sizeof(float))};
-    } else {
-        return {few_blocks<Block, kN>, kN, Block::kSize, 0};
-    }
-}
-
-// For up to n <= 8 rows.
 FewKernel few_kernel(DType dtype, int n, bool two_terms) {
     return with_block(dtype, [&](auto type) {
         using Block = typename decltype(type)::type;
-        if (n <= 1) return few_kernel_of<Block, 1>(two_terms);
-        if constexpr (Packed<Block>::kKind != Kind::Blocks) {
-            if (n <= 2) return few_kernel_of<Block, 2>(two_terms);
-            if (n <= 4) return few_kernel_of<Block, 4>(two_terms);
-        }
-        return few_kernel_of<Block, 8>(two_terms);
+        constexpr Kind kKind = Packed<Block>::kKind;
+        if constexpr (kKind == Kind::Floats) return few_float_kernel(dtype, n);
+        if constexpr (kKind == Kind::Blocks) return few_block_kernel(dtype, n);
+        return Block::kSize == 32 ? few_simple_kernel(dtype, n, two_terms) : few_k_kernel(dtype, n, two_terms);
     });
 }
 

@@ -9,6 +9,8 @@
 // shared memory, some turns of all warps at a time, and read as broadcasts.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kernels.cuh"
 #include "cuda/weights.cuh"
 
@@ -22,11 +24,12 @@ inline constexpr int kMaxWarps = 16;       // of a block
 inline constexpr int kMaxColumns = 8;      // rows of x that are multiplied at once
 inline constexpr int kStageBytes = 32768;  // of inputs in shared memory, or what a turn of all warps needs
 
-// As many threads as a multiprocessor shall have at least, which decides how many registers one gets.
-template <int kN>
-inline constexpr int kRegisterThreads = kN < 4   ? 1024
-                                        : kN < 8 ? 768
-                                                 : 640;
+// As many threads as a multiprocessor shall have at least, which decides how many registers one gets: 64, 80, 96, 128.
+constexpr int register_threads(int n, bool two_terms = false) {
+    if (n == 1) return 1024;
+    if (n < 8) return 768;
+    return two_terms ? 512 : 640;
+}
 
 // Products of one format with the same inputs.
 struct FewJob {
@@ -79,6 +82,37 @@ static __device__ __forceinline__ void add_warps(const FewJob& job, const FewPla
         for (int warp = 0; warp < n_warps; ++warp) sum += shared[(warp * kN + c) * 32 + lane()];
         if (row < product.n_rows) product.out[static_cast<size_t>(place.first + c) * product.ld_out + row] = sum;
     }
+}
+
+// ---- Kernels for up to n rows, a file for each kind of format (compilers take long).
+
+struct FewKernel {
+    void (*kernel)(FewJob);
+    int n;             // rows of x that it multiplies, 1, 2, 4 or 8
+    int turn_columns;  // of a warp
+    int group_bytes;   // of the inputs of 32 columns in shared memory
+};
+FewKernel few_simple_kernel(DType dtype, int n, bool two_terms);  // integers, blocks of 32
+FewKernel few_k_kernel(DType dtype, int n, bool two_terms);       // integers, blocks of 256
+FewKernel few_float_kernel(DType dtype, int n);
+FewKernel few_block_kernel(DType dtype, int n);
+
+// f(Type<Block>()) with the block of a format that is among these.
+template <Kind kKind, int kSize, typename F>
+FewKernel with_kind(DType dtype, F f) {
+    return with_block(dtype, [&](auto type) -> FewKernel {
+        using Block = typename decltype(type)::type;
+        if constexpr (Packed<Block>::kKind == kKind && (kSize == 0 || Block::kSize == kSize)) return f(type);
+        throw std::logic_error("a kernel of another kind of format was asked for");
+    });
+}
+// f(std::integral_constant<int, N>()) with the number of rows of a kernel.
+template <typename F>
+FewKernel with_rows(int n, F f) {
+    if (n <= 1) return f(std::integral_constant<int, 1>());
+    if (n <= 2) return f(std::integral_constant<int, 2>());
+    if (n <= 4) return f(std::integral_constant<int, 4>());
+    return f(std::integral_constant<int, 8>());
 }
 
 }  // namespace gemmart::gpu

@@ -125,7 +125,7 @@ struct FewSource {
     const std::byte* unit;
     int first;  // of its groups
 
-    __device__ __forceinline__ FewSource(const std::byte* panel, int turn)
+    __device__ __forceinline__ FewSource(const std::byte* panel, unsigned turn)
         : unit(panel + static_cast<size_t>(turn / kTurns) * (kPanel * P::kLaneBytes)),
           first(turn % kTurns * P::kTurn) {}
     __device__ __forceinline__ typename P::Head head() const { return P::load_head(unit, lane(), first); }
@@ -133,7 +133,7 @@ struct FewSource {
 };
 
 template <typename Block, int kN, bool kTwoTerms>
-__global__ void __launch_bounds__(kRegisterThreads<kN>) few_integers(FewJob job) {
+__global__ void __launch_bounds__(register_threads(kN, kTwoTerms)) few_integers(FewJob job) {
     using P = Packed<Block>;
     using F = FewIntegers<Block, kN, kTwoTerms>;
     SHARED_MEMORY(shared);
@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(kRegisterThreads<kN>) few_integers(FewJob job)
             const FewSource<P> next(panel, turn + n_warps);
             const typename P::Head head = weights.head;
             if (more) weights.head = next.head();
-            const int first = turn % FewSource<P>::kTurns * P::kTurn, staged = (turn - begin) * P::kTurn;
+            const int first = static_cast<unsigned>(turn) % FewSource<P>::kTurns * P::kTurn;
+            const int staged = (turn - begin) * P::kTurn;
             const uint4* q = reinterpret_cast<const uint4*>(shared) + staged * (kN * F::kQBytes / 16);
 #pragma unroll
             for (int i = 0; i < P::kTurn; ++i) {
@@ -175,6 +176,19 @@ __global__ void __launch_bounds__(kRegisterThreads<kN>) few_integers(FewJob job)
         }
     }
     add_warps(job, place, sums, reinterpret_cast<float*>(shared));
+}
+
+template <int kSize>
+FewKernel few_integer_kernel(DType dtype, int n, bool two_terms) {
+    return with_kind<Kind::Integers, kSize>(dtype, [&](auto type) {
+        using Block = typename decltype(type)::type;
+        return with_rows(n, [&](auto rows) -> FewKernel {
+            constexpr int kN = decltype(rows)::value, kColumns = Packed<Block>::kTurn * kGroup;
+            if (two_terms)
+                return {few_integers<Block, kN, true>, kN, kColumns, FewIntegers<Block, kN, true>::kGroupBytes};
+            return {few_integers<Block, kN, false>, kN, kColumns, FewIntegers<Block, kN, false>::kGroupBytes};
+        });
+    });
 }
 
 }  // namespace gemmart::gpu

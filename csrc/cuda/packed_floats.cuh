@@ -10,7 +10,7 @@ struct PackedFloats {
     static constexpr Kind kKind = Kind::Floats;
     static constexpr int kLaneBytes = kUnit * static_cast<int>(sizeof(Block));
     static constexpr int kColumns = 16 / sizeof(Block), kPieces = 32 / kColumns;  // of a piece, of a group
-    static constexpr int kTurn = 8 / kPieces;                                     // 128 bytes
+    static constexpr int kTurn = 1;
 
     struct Codes {
         uint4 pieces[kPieces];

@@ -1,13 +1,13 @@
 // Formats whose blocks are 256 columns: a unit is one of them. A lane's part:
 //
 //   Q2_K     scales and minima [16]: nibbles as in the file | d, dmin f16[2] | groups of: crumbs [8]
-//   Q3_K     six bits of scales [2 halves] u32 | the others [2] u16, d f16 as below | groups of: crumbs [8] | third
+//   Q3_K     six bits of scales [2 halves] u32 | [2 halves] u16 | d f16 | groups of: crumbs [8] | third
 //   bits [4] Q4_K     d, dmin f16[2] | six bits [2 halves] u32, [2] u16 | groups of: nibbles [16] Q5_K     as Q4_K |
 //   groups of: nibbles [16] | fifth bits [4] Q6_K     scales [16] + 128 | d f16 | groups of: nibbles [16] | crumbs [8]
 //   IQ4_XS   d f16, six bits u16, u32 | groups of: nibbles [16]
 //
-// Half a block, four groups, has eight numbers of six bits in 48 bits: numbers 0 … 4 in the low 30 bits of a word, 5
-// and 6 in the low 12 bits of a half word, of 7 two bits on top of the word and four on top of the half word.
+// Six bits: eight numbers in 48 bits, number i from bit 6i on; of Q3_K those of 16 columns each, of Q4_K and Q5_K scale
+// and minimum of 32 columns each.
 #pragma once
 
 #include "cuda/packed_simple.cuh"
@@ -15,26 +15,23 @@
 namespace gemmart::gpu {
 
 struct SixBits {
-    uint32_t word, half;
+    uint32_t word, half;  // 32 bits, then 16; those above them may be anything
 };
-static __device__ __forceinline__ uint32_t six_bits(const SixBits& from, int i) {
-    if (i < 5) return from.word >> 6 * i & 63;
-    if (i < 7) return from.half >> 6 * (i - 5) & 63;
-    return from.word >> 30 | (from.half >> 10 & 60);
+// Four numbers.
+static __device__ __forceinline__ uint32_t six_bits(const SixBits& from, bool upper) {
+    return upper ? from.word >> 24 | from.half << 8 : from.word;
 }
 template <typename F>
 static __device__ SixBits pack_six_bits(F number) {
-    SixBits out = {};
-    for (int i = 0; i < 5; ++i) out.word |= number(i) << 6 * i;
-    out.word |= number(7) << 30;
-    out.half = number(5) | number(6) << 6 | number(7) >> 2 << 12;
-    return out;
+    uint64_t bits = 0;
+    for (int i = 0; i < 8; ++i) bits |= static_cast<uint64_t>(number(i)) << 6 * i;
+    return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
 }
 
-// d, dmin and eight scales and minima: of a turn of four groups.
+// d, dmin, scales and minima.
 struct PackedK {
     static constexpr Kind kKind = Kind::Integers;
-    static constexpr int kBias = 0, kParts = 1, kTurn = 4;
+    static constexpr int kBias = 0, kParts = 1;
     static constexpr bool kOffset = true;
     struct Head {
         uint4 all;
@@ -43,17 +40,18 @@ struct PackedK {
         return {load_plane<uint4>(unit, 0, lane)};
     }
     static __device__ __forceinline__ void scales(const Head& head, int first, int i, float* scale, float* offset) {
-        const SixBits bits = {first ? head.all.z : head.all.y, first ? head.all.w >> 16 : head.all.w & 0xffff};
-        scale[0] = times_small(low_half(head.all.x), six_bits(bits, i));
-        offset[0] = times_small(high_half(head.all.x), six_bits(bits, 4 + i));
+        const SixBits half = {first < 4 ? head.all.y : head.all.z, first < 4 ? head.all.w : head.all.w >> 16};
+        const uint32_t bits = six_bits(half, (first + i) % 4 >= 2) >> 12 * (i % 2);
+        scale[0] = times_small(low_half(head.all.x), bits & 63);
+        offset[0] = times_small(high_half(head.all.x), bits >> 6 & 63);
     }
     template <typename Block>
     static __device__ void store_head(const Block& b, std::byte* unit, int lane) {
         SixBits halves[2];
         for (int h = 0; h < 2; ++h)
             halves[h] = pack_six_bits([&](int i) {
-                return static_cast<uint32_t>(i < 4 ? q4_k_scale(b.scales, 4 * h + i)
-                                                   : q4_k_min(b.scales, 4 * h + i - 4));
+                const int g = 4 * h + i / 2;
+                return static_cast<uint32_t>(i % 2 ? q4_k_min(b.scales, g) : q4_k_scale(b.scales, g));
             });
         const uint32_t d = b.d | static_cast<uint32_t>(b.dmin) << 16;
         store_plane(unit, 0, lane, uint4{d, halves[0].word, halves[1].word, halves[0].half | halves[1].half << 16});
@@ -66,7 +64,7 @@ struct PackedK {
 
 template <>
 struct Packed<BlockQ4_K> : PackedK {
-    static constexpr int kLaneBytes = sizeof(BlockQ4_K);
+    static constexpr int kTurn = 4, kLaneBytes = sizeof(BlockQ4_K);
     struct Codes {
         uint4 low;
     };
@@ -86,7 +84,7 @@ struct Packed<BlockQ4_K> : PackedK {
 
 template <>
 struct Packed<BlockQ5_K> : PackedK {
-    static constexpr int kLaneBytes = sizeof(BlockQ5_K);
+    static constexpr int kTurn = 2, kLaneBytes = sizeof(BlockQ5_K);
     struct Codes {
         uint4 low;
         uint32_t high;
@@ -172,7 +170,8 @@ struct Packed<BlockQ3_K> {
     }
     static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float*) {
         const float d = low_half(head.d);
-        for (int part = 0; part < 2; ++part) scale[part] = d * small_float(six_bits(head.bits, 2 * i + part), 32);
+        const uint32_t bits = six_bits(head.bits, i >= 2) >> 12 * (i % 2);
+        for (int part = 0; part < 2; ++part) scale[part] = d * small_float(bits >> 6 * part & 63, 32);
     }
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
         return {load_plane<uint2>(unit, 14 + 12 * g, lane), load_plane<uint32_t>(unit, 22 + 12 * g, lane)};
@@ -260,8 +259,7 @@ struct Packed<BlockIQ4_XS> {
         return {load_plane<uint2>(unit, 0, lane)};
     }
     static __device__ __forceinline__ void scales(const Head& head, int first, int i, float* scale, float*) {
-        // 24 bits a half: the word's and the half word's
-        const uint32_t bits = first ? head.all.y >> 24 | head.all.x >> 16 << 8 : head.all.y;
+        const uint32_t bits = six_bits({head.all.y, head.all.x >> 16}, first >= 4);
         scale[0] = low_half(head.all.x) * small_float(bits >> 6 * i & 63, 32);
     }
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
@@ -272,9 +270,8 @@ struct Packed<BlockIQ4_XS> {
     }
     static __device__ void pack(const BlockIQ4_XS* blocks, int n, std::byte* unit, int lane) {
         const BlockIQ4_XS b = n ? *blocks : BlockIQ4_XS{};
-        uint64_t bits = 0;
-        for (int g = 0; g < 8; ++g) bits |= static_cast<uint64_t>(iq4_xs_scale(b, g) + 32) << 6 * g;
-        store_plane(unit, 0, lane, uint2{b.d | static_cast<uint32_t>(bits >> 32) << 16, static_cast<uint32_t>(bits)});
+        const SixBits bits = pack_six_bits([&](int g) { return static_cast<uint32_t>(iq4_xs_scale(b, g) + 32); });
+        store_plane(unit, 0, lane, uint2{b.d | bits.half << 16, bits.word});
         for (int g = 0; g < 8; ++g)
             store_plane(unit, 8 + 16 * g, lane, ordered_nibbles([&](int k) { return level_of(b.qs + 16 * g, k); }));
     }

@@ -8,33 +8,37 @@
 //   MXFP4          e [8]    | groups of: nibbles [16]
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/packed.cuh"
 
 namespace gemmart::gpu {
 
-// The k-th half of a word pair.
+// The k-th half.
+static __device__ __forceinline__ float half_of(uint32_t halves, int k) { return low_half(halves >> 16 * k); }
 static __device__ __forceinline__ float half_of(const uint2& halves, int k) {
-    return low_half((k < 2 ? halves.x : halves.y) >> 16 * (k % 2));
+    return half_of(k < 2 ? halves.x : halves.y, k % 2);
 }
 
-// d, and m where kOffset: [8] halves each in front of the groups, of which a turn has four.
-template <typename Block, bool kOffsets>
+// d, and m where kOffset: [8] halves each in front of the groups.
+template <typename Block, bool kOffsets, int kTurnOf>
 struct PackedHalves {
     static constexpr Kind kKind = Kind::Integers;
-    static constexpr int kParts = 1, kTurn = 4, kBlocks = 8, kLaneBytes = kBlocks * static_cast<int>(sizeof(Block));
+    static constexpr int kParts = 1, kTurn = kTurnOf, kLaneBytes = 8 * static_cast<int>(sizeof(Block));
     static constexpr bool kOffset = kOffsets;
     static constexpr int kHeadBytes = kOffset ? 32 : 16;
 
+    using Halves = std::conditional_t<kTurn == 4, uint2, uint32_t>;  // of a turn
     struct Head {
-        uint2 d, m = {};
+        Halves d, m = {};
     };
+    static __device__ __forceinline__ Halves load_halves(const std::byte* unit, int offset, int lane, int first) {
+        return reinterpret_cast<const Halves*>(unit + kPanel * offset)[(8 * lane + first) / kTurn];
+    }
     static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
-        const auto load = [&](int offset) {  // half of a plane of 16 bytes
-            return reinterpret_cast<const uint2*>(unit + kPanel * offset)[2 * lane + first / 4];
-        };
         Head head;
-        head.d = load(0);
-        if constexpr (kOffset) head.m = load(16);
+        head.d = load_halves(unit, 0, lane, first);
+        if constexpr (kOffset) head.m = load_halves(unit, 16, lane, first);
         return head;
     }
     static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float* offset) {
@@ -62,22 +66,22 @@ static __device__ __forceinline__ uint4 nibbles_of(const uint8_t* qs) {
 }
 
 template <typename Block, int kBiasOf, bool kOffsets>
-struct PackedFourBits : PackedHalves<Block, kOffsets> {
-    using Halves = PackedHalves<Block, kOffsets>;
+struct PackedFourBits : PackedHalves<Block, kOffsets, 4> {
+    using Base = PackedHalves<Block, kOffsets, 4>;
     static constexpr int kBias = kBiasOf;
     struct Codes {
         uint4 low;
     };
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
-        return {load_plane<uint4>(unit, Halves::kHeadBytes + 16 * g, lane)};
+        return {load_plane<uint4>(unit, Base::kHeadBytes + 16 * g, lane)};
     }
     static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
         unpack_nibbles(from.low, codes);
     }
     static __device__ void pack(const Block* blocks, int n, std::byte* unit, int lane) {
-        Halves::store_head(blocks, n, unit, lane);
+        Base::store_head(blocks, n, unit, lane);
         for (int g = 0; g < 8; ++g)
-            store_plane(unit, Halves::kHeadBytes + 16 * g, lane, g < n ? nibbles_of(blocks[g].qs) : uint4{});
+            store_plane(unit, Base::kHeadBytes + 16 * g, lane, g < n ? nibbles_of(blocks[g].qs) : uint4{});
     }
 };
 
@@ -87,15 +91,15 @@ template <>
 struct Packed<BlockQ4_1> : PackedFourBits<BlockQ4_1, 0, true> {};
 
 template <typename Block, int kBiasOf, bool kOffsets>
-struct PackedFiveBits : PackedHalves<Block, kOffsets> {
-    using Halves = PackedHalves<Block, kOffsets>;
+struct PackedFiveBits : PackedHalves<Block, kOffsets, 2> {
+    using Base = PackedHalves<Block, kOffsets, 2>;
     static constexpr int kBias = kBiasOf;
     struct Codes {
         uint4 low;
         uint32_t high;
     };
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
-        const int at = Halves::kHeadBytes + 20 * g;
+        const int at = Base::kHeadBytes + 20 * g;
         return {load_plane<uint4>(unit, at, lane), load_plane<uint32_t>(unit, at + 16, lane)};
     }
     static __device__ __forceinline__ void unpack(const Codes& from, unsigned (&codes)[8]) {
@@ -103,9 +107,9 @@ struct PackedFiveBits : PackedHalves<Block, kOffsets> {
         add_bits<4>(from.high, codes);
     }
     static __device__ void pack(const Block* blocks, int n, std::byte* unit, int lane) {
-        Halves::store_head(blocks, n, unit, lane);
+        Base::store_head(blocks, n, unit, lane);
         for (int g = 0; g < 8; ++g) {
-            const int at = Halves::kHeadBytes + 20 * g;
+            const int at = Base::kHeadBytes + 20 * g;
             const uint32_t high = g < n ? blocks[g].qh : 0;
             store_plane(unit, at, lane, g < n ? nibbles_of(blocks[g].qs) : uint4{});
             store_plane(unit, at + 16, lane, single_bits([&](int k) { return high >> k & 1; }));
@@ -119,20 +123,11 @@ template <>
 struct Packed<BlockQ5_1> : PackedFiveBits<BlockQ5_1, 0, true> {};
 
 template <>
-struct Packed<BlockQ8_0> : PackedHalves<BlockQ8_0, false> {
-    static constexpr int kBias = 0, kTurn = 2;
-    struct Head {
-        uint32_t d;
-    };
+struct Packed<BlockQ8_0> : PackedHalves<BlockQ8_0, false, 2> {
+    static constexpr int kBias = 0;
     struct Codes {
         uint4 first, second;
     };
-    static __device__ __forceinline__ Head load_head(const std::byte* unit, int lane, int first) {
-        return {reinterpret_cast<const uint32_t*>(unit)[4 * lane + first / 2]};
-    }
-    static __device__ __forceinline__ void scales(const Head& head, int, int i, float* scale, float*) {
-        scale[0] = low_half(head.d >> 16 * i);
-    }
     static __device__ __forceinline__ Codes load_codes(const std::byte* unit, int lane, int g) {
         const int at = kHeadBytes + 32 * g;
         return {load_plane<uint4>(unit, at, lane), load_plane<uint4>(unit, at + 16, lane)};
@@ -162,7 +157,7 @@ static __device__ __forceinline__ uint32_t level_of(const uint8_t* qs, int k) {
 }
 
 template <>
-struct Packed<BlockIQ4_NL> : PackedHalves<BlockIQ4_NL, false> {
+struct Packed<BlockIQ4_NL> : PackedHalves<BlockIQ4_NL, false, 4> {
     static constexpr int kBias = 0;
     struct Codes {
         uint4 levels;

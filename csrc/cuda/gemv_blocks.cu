@@ -1,13 +1,12 @@
 // Formats that stand in blocks as in the file: decoded by formats/ where they are used, then as gemv_floats.cuh. A turn
 // is a block; inputs are read where they are, since decoding takes longer.
-#pragma once
-
 #include "cuda/gemv.cuh"
 
 namespace gemmart::gpu {
+namespace {
 
 template <typename Block, int kN>
-__global__ void __launch_bounds__(kRegisterThreads<kN>) few_blocks(FewJob job) {
+__global__ void __launch_bounds__(register_threads(kN)) few_blocks(FewJob job) {
     using P = Packed<Block>;
     SHARED_MEMORY(shared);
     const FewPlace place = few_place(job);
@@ -32,6 +31,16 @@ __global__ void __launch_bounds__(kRegisterThreads<kN>) few_blocks(FewJob job) {
         }
     }
     add_warps(job, place, sums, reinterpret_cast<float*>(shared));
+}
+
+}  // namespace
+
+FewKernel few_block_kernel(DType dtype, int n) {
+    return with_kind<Kind::Blocks, 0>(dtype, [&](auto type) -> FewKernel {
+        using Block = typename decltype(type)::type;
+        if (n == 1) return {few_blocks<Block, 1>, 1, Block::kSize, 0};
+        return {few_blocks<Block, 8>, 8, Block::kSize, 0};
+    });
 }
 
 }  // namespace gemmart::gpu

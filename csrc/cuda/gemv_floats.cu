@@ -1,14 +1,13 @@
 // Formats of floats, with unrounded inputs: the products of a group of 32 columns are added in order, then to the sum
 // of the groups before.
-#pragma once
-
 #include "cuda/gemv.cuh"
 
 namespace gemmart::gpu {
+namespace {
 
 // Inputs of groups [first, first + n), [n][kN][32]; beyond the last one zeros.
 template <int kN>
-static __device__ void stage_floats(const FewJob& job, const FewPlace& place, int first, int n, float4* shared) {
+__device__ void stage_floats(const FewJob& job, const FewPlace& place, int first, int n, float4* shared) {
     for (int i = threadIdx.x; i < n * kN * 8; i += blockDim.x) {
         const int c = i / 8 % kN, col = (first + i / (8 * kN)) * kGroup + i % 8 * 4;
         const float* from = job.x + static_cast<size_t>(place.first + c) * job.n_cols + col;
@@ -17,7 +16,7 @@ static __device__ void stage_floats(const FewJob& job, const FewPlace& place, in
 }
 
 template <typename Block, int kN>
-__global__ void __launch_bounds__(kRegisterThreads<kN>) few_floats(FewJob job) {
+__global__ void __launch_bounds__(register_threads(kN == 1 ? 2 : kN)) few_floats(FewJob job) {
     using P = Packed<Block>;
     constexpr int kPieces = P::kTurn * P::kPieces;
     SHARED_MEMORY(shared);
@@ -70,6 +69,18 @@ __global__ void __launch_bounds__(kRegisterThreads<kN>) few_floats(FewJob job) {
         }
     }
     add_warps(job, place, sums, reinterpret_cast<float*>(shared));
+}
+
+}  // namespace
+
+FewKernel few_float_kernel(DType dtype, int n) {
+    return with_kind<Kind::Floats, 0>(dtype, [&](auto type) {
+        using Block = typename decltype(type)::type;
+        return with_rows(n, [](auto rows) -> FewKernel {
+            constexpr int kN = decltype(rows)::value;
+            return {few_floats<Block, kN>, kN, Packed<Block>::kTurn * kGroup, kN * kGroup * 4};
+        });
+    });
 }
 
 }  // namespace gemmart::gpu
