@@ -133,7 +133,7 @@ def build_emulated(device: str, sources: Sequence[Path], name: str) -> Path:
 @cache
 def emulated(device: str = "emulated") -> GpuModule:
     sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
-    return _open(build_emulated(device, [*sources, *CORE], device))
+    return open_module(build_emulated(device, [*sources, *CORE], device))
 
 
 @cache
@@ -142,7 +142,7 @@ def cuda() -> GpuModule:
     if reason := why_no_cuda():
         pytest.skip(reason)
     sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
-    return _open(build(["nvcc", *NVCC], [*sources, *CORE], "cuda"))
+    return open_module(build(["nvcc", *NVCC], [*sources, *CORE], "cuda"))
 
 
 def why_no_cuda() -> str:
@@ -157,7 +157,7 @@ def why_no_cuda() -> str:
     return "" if shutil.which("nvcc") else "no nvcc"
 
 
-def _open(path: Path) -> GpuModule:
+def open_module(path: Path) -> GpuModule:
     return GpuModule(path, declarations(CSRC / "executor_abi.h", CSRC / "cuda" / "kernel_abi.h"))
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from gemmart import _core
-from gpu_module import GpuModule
+from gpu_module import CORE, CSRC, GpuModule, build_emulated, open_module
 
 FORMATS = {name: (type_id, size, n_bytes) for name, type_id, size, n_bytes in _core.formats()}
 FLOATS = ("F32", "F16", "BF16")
@@ -63,7 +65,7 @@ def terms_of(values: Floats, terms: int) -> list[NDArray[np.float64]]:
 
 
 def multiply(
-    module: GpuModule, name: str, w: Bytes, x: Floats, terms: int = 1, n_few: int = 0, own_gemm: bool = True
+    module: GpuModule, name: str, w: Bytes, x: Floats, terms: int = 1, n_few: int = 0, own_gemm: bool = False
 ) -> Floats:
     """x [n, n_cols] · wᵀ; what is not written is NaN."""
     out = np.zeros((len(x), len(w)), np.float32)
@@ -148,3 +150,38 @@ def test_large_and_small_numbers(gpu_module: GpuModule, rng: np.random.Generator
     values = rng.choice([6e-8, 6e-5, 1, 65504], (40, 64)) * rng.choice([-1, 1], (40, 64))
     w = values.astype(np.float16).view(np.uint8).reshape(40, -1)
     check(gpu_module, "F16", w, inputs(rng, 12, 64), 1)
+
+
+# ---- With a library
+
+
+@pytest.fixture(scope="module")
+def blas_module() -> GpuModule:
+    """The emulator's module with a few lines in the place of cuBLAS."""
+    sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name not in ("gemm.cu", "cublas.cu")]
+    stand_in = Path(__file__).with_name("gpu_blas.cu")
+    return open_module(build_emulated("emulated", [*sources, stand_in, *CORE], "emulated-blas"))
+
+
+@every_format
+@both_precisions
+def test_decoded_for_a_library(blas_module: GpuModule, name: str, terms: int, rng: np.random.Generator) -> None:
+    check(blas_module, name, weights(name, rng, 70, 512), inputs(rng, 9, 512), terms)
+
+
+def test_slices_of_a_matrix(blas_module: GpuModule, rng: np.random.Generator) -> None:
+    """A matrix of which the scratch holds 128 rows."""
+    n_cols = 2**18
+    w = np.tile(weights("Q4_0", rng, 8, n_cols), (17, 1))
+    got = multiply(blas_module, "Q4_0", w, inputs(rng, 1, n_cols))
+    assert (got == np.tile(got[:, :8], 17)).all()
+    check(blas_module, "Q4_0", w[-8:], inputs(rng, 1, n_cols), 1)
+
+
+def test_a_library_is_used_where_it_may_be(blas_module: GpuModule, rng: np.random.Generator) -> None:
+    """It adds in another order than our own kernels, which are the emulator's."""
+    w, x = weights("BF16", rng, 70, 512), inputs(rng, 9, 512)
+    library = multiply(blas_module, "BF16", w, x)
+    own = multiply(blas_module, "BF16", w, x, own_gemm=True)
+    assert (library != own).any()
+    assert np.allclose(library, own, atol=1e-4)

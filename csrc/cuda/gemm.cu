@@ -54,7 +54,7 @@ void multiply_many(const Product& product, const Rows& x, std::byte* scratch, bo
     const size_t many = static_cast<size_t>(x.n_few) * product.ld_out;
     GemmJob job = {x.hi, x.lo, product.out + many, x.n - x.n_few, w.n_rows, w.n_cols, product.ld_out, 0};
     const bool blas = kBlas && !own_gemm;
-    if (!blas && has_gemm_panels(w.dtype)) return gemm_panels(job, w, stream);
+    if (!blas && has_gemm_panels(w.dtype)) return (x.lo ? gemm_panels_precise : gemm_panels)(job, w, stream);
 
     const int n = slice_rows(w);
     auto* hi = reinterpret_cast<__nv_bfloat16*>(scratch + workspace_bytes());

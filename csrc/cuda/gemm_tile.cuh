@@ -31,7 +31,13 @@ struct GemmShape {
 // are for few rows, and for matrices that would not occupy the device otherwise.
 using LargeShape = GemmShape<128, 128, 32, 2>;
 using MiddleShape = GemmShape<64, 64, 64, 4>;
-using SmallShape = GemmShape<32, 32, 64, 6>;
+using SmallShape = GemmShape<32, 32, 64, 4>;
+
+// Whether tiles are FMAs on shared memory, which gain nothing by a large shape and want more registers than there are:
+// a block then computes its part in small ones. The host does not know, since one module serves several devices.
+template <typename A>
+inline constexpr bool kIsPlain = requires(A a) { a.shared; };
+inline constexpr bool kPlainTiles = kIsPlain<TileA<__nv_bfloat16>>;
 
 struct GemmJob {
     const __nv_bfloat16 *x_hi, *x_lo;  // [m, n_cols]; lo: null for one term
@@ -87,16 +93,16 @@ __device__ __forceinline__ void multiply_tiles(TileC (&sums)[Shape::kTilesM][Sha
         }
 }
 
-template <typename Shape, typename Source, int kTermsX>
-__global__ void __launch_bounds__(kGemmThreads, Shape::kBlocks) gemm_kernel(GemmJob job, Source source) {
+// Rows first_m … and columns first_n … of job.out.
+template <typename Shape, int kTermsX, typename Source>
+__device__ __forceinline__ void multiply_block(const GemmJob& job, const Source& source, int first_m, int first_n,
+                                               unsigned char* memory) {
     constexpr int kTermsW = Source::kTerms;
     constexpr int kStageX = kTermsX * Shape::kM * Shape::kLd, kStageW = kTermsW * Shape::kN * Shape::kLd;
-    SHARED_MEMORY(memory);
     __nv_bfloat16* shared_x = reinterpret_cast<__nv_bfloat16*>(memory);
     __nv_bfloat16* shared_w = shared_x + job.stages * kStageX;
     const int w_stages = Source::kCopied ? job.stages : 2;
 
-    const int first_m = blockIdx.x * Shape::kM, first_n = blockIdx.y * Shape::kN;
     const int n_steps = (job.n_cols + Shape::kK - 1) / Shape::kK;
     const int wave = threadIdx.x / kTileLanes;
     const int wave_m = wave % Shape::kWavesM * Shape::kWaveM, wave_n = wave / Shape::kWavesM * Shape::kWaveN;
@@ -140,7 +146,7 @@ __global__ void __launch_bounds__(kGemmThreads, Shape::kBlocks) gemm_kernel(Gemm
         }
         const __nv_bfloat16* x = shared_x + (step & (job.stages - 1)) * kStageX + wave_m * Shape::kLd;
         const __nv_bfloat16* w = shared_w + (step & (w_stages - 1)) * kStageW + wave_n * Shape::kLd;
-#pragma unroll
+#pragma unroll(kPlainTiles ? 1 : Shape::kK / kTileK)
         for (int k = 0; k < Shape::kK; k += kTileK)
             if (step * Shape::kK + k < job.n_cols) multiply_tiles<Shape, kTermsX, kTermsW>(sums, x + k, w + k);
     }
@@ -155,6 +161,21 @@ __global__ void __launch_bounds__(kGemmThreads, Shape::kBlocks) gemm_kernel(Gemm
                 const int n = first_n + wave_n + j * kTileN + tile_col(e);
                 if (m < job.m && n < job.n) job.out[static_cast<size_t>(m) * job.ld_out + n] = sums[i][j].x[e];
             }
+}
+
+template <typename Shape, typename Source, int kTermsX>
+__global__ void __launch_bounds__(kGemmThreads, Shape::kBlocks) gemm_kernel(GemmJob job, Source source) {
+    SHARED_MEMORY(memory);
+    const int first_m = blockIdx.x * Shape::kM, first_n = blockIdx.y * Shape::kN;
+    if constexpr (!kPlainTiles) {
+        multiply_block<Shape, kTermsX>(job, source, first_m, first_n, memory);
+    } else {
+        for (int m = first_m; m < min(first_m + Shape::kM, job.m); m += SmallShape::kM)
+            for (int n = first_n; n < min(first_n + Shape::kN, job.n); n += SmallShape::kN) {
+                multiply_block<SmallShape, kTermsX>(job, source, m, n, memory);
+                __syncthreads();  // the next one writes where this one reads
+            }
+    }
 }
 
 }  // namespace gemmart::gpu
