@@ -17,9 +17,13 @@
 namespace gemmart::gpu {
 namespace {
 
-constexpr float kWeightScale = 2048;     // keeps low terms of f16 weights normal
-constexpr int kQueryExponent = 10;       // of a row's largest component, scaled
-constexpr int kLeastShared = 64 * 1024;  // bytes of a block, that every device has
+constexpr float kWeightScale = 2048;        // keeps low terms of f16 weights normal
+constexpr int kQueryExponent = 10;          // of a row's largest component, scaled
+constexpr size_t kLeastShared = 64 * 1024;  // bytes of a block, that every device has
+
+// Where there are no tensor cores a product of tiles is hundreds of instructions: such code is not unrolled further.
+template <typename T>
+constexpr bool kTilesArePointers = requires(TileA<T> a) { a.shared; };
 
 template <typename Pages_, int kHead_, int kWavesM_>
 struct Shape {
@@ -34,6 +38,7 @@ struct Shape {
     static constexpr int kSteps = kHead / 2 / kTileK;            // of a wave's half of q · k
     static constexpr int kScoreTiles = kPageTokens / kTileN;
     static constexpr int kOutTiles = kHead / 2 / kTileN;
+    static constexpr int kUnrolled = kTilesArePointers<Element> ? 1 : kSteps;
 
     static constexpr int kQueryLd = kHead + 8, kScoreLd = 2 * kPageTokens + 4, kWeightLd = kPageTokens + 8;
     static constexpr int kPlane = kHead * kPageLd;  // elements of keys, and of values
@@ -197,17 +202,16 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
     const auto copy_keys = [&](int page) {
         if (page >= end_page) return;
         if constexpr (Pages::kCopied)
-            Pages::copy_keys(layer.kv.layout, part_of(page), head_dim, thread, S::kThreads, keys);
+            Pages::copy_keys(layer.kv, part_of(page), head_dim, thread, S::kThreads, keys);
         else
-            Pages::copy_keys(layer.kv.layout, part_of(page), head_dim, S::kPlane, thread, S::kThreads, keys);
+            Pages::copy_keys(layer.kv, part_of(page), head_dim, S::kPlane, thread, S::kThreads, keys);
     };
     const auto copy_values = [&](int page) {
         const int n_slots = min(end - page * kPageTokens, kPageTokens);
         if constexpr (Pages::kCopied)
-            Pages::copy_values(layer.kv.layout, part_of(page), head_dim, n_slots, thread, S::kThreads, values);
+            Pages::copy_values(layer.kv, part_of(page), head_dim, n_slots, thread, S::kThreads, values);
         else
-            Pages::copy_values(layer.kv.layout, part_of(page), head_dim, n_slots, S::kPlane, thread, S::kThreads,
-                               values);
+            Pages::copy_values(layer.kv, part_of(page), head_dim, n_slots, S::kPlane, thread, S::kThreads, values);
     };
 
     TileC sums[S::kOutTiles];
@@ -228,10 +232,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
             __syncthreads();
         }
 
-#pragma unroll
+#pragma unroll S::kUnrolled
         for (int n = 0; n < S::kScoreTiles; n++) {
             TileC score{};
-#pragma unroll
+#pragma unroll S::kUnrolled
             for (int s = 0; s < S::kSteps; s++)
                 if ((half * S::kSteps + s) * kTileK < head_dim)
                     multiply_terms<S>(score, query[0][s], query[1][s],
@@ -265,7 +269,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
             for (int n = 0; n < S::kOutTiles; n++)
 #pragma unroll
                 for (int e = 0; e < kTileElements; e++) sums[n].x[e] *= factor[e];
-#pragma unroll
+#pragma unroll S::kUnrolled
         for (int s = 0; s < kPageTokens / kTileK; s++) {
             TileA<Element> weight[2];
 #pragma unroll
@@ -299,11 +303,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
     let_next_start();
 }
 
-int shared_limit() {
-    int device, bytes;
+size_t shared_limit() {
+    int device;
     check_device(cudaGetDevice(&device), "device");
-    check_device(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
-    return bytes;
+    return shared_memory_limit(device);
 }
 
 template <typename S>
@@ -314,13 +317,14 @@ void start_shape(const Places& places, const AttentionLayer& layer, const float*
            out);
 }
 
-// As many rows as the device's shared memory has room for.
+// As many rows as the device's shared memory has room for. AMD's is what is least.
 template <typename Pages, int kHead, int kWavesM>
 void start_head(const Places& places, const AttentionLayer& layer, const float* q, float* out, cudaStream_t stream) {
     using S = Shape<Pages, kHead, kWavesM>;
-    if constexpr (S::kBytes > kLeastShared)
-        if (S::kBytes > shared_limit()) return start_head<Pages, kHead, kWavesM / 2>(places, layer, q, out, stream);
-    start_shape<S>(places, layer, q, out, stream);
+    constexpr bool kAlwaysFits = S::kBytes <= kLeastShared;
+    if constexpr (kAlwaysFits || !GEMMART_HIP)
+        if (kAlwaysFits || S::kBytes <= shared_limit()) return start_shape<S>(places, layer, q, out, stream);
+    if constexpr (!kAlwaysFits) start_head<Pages, kHead, kWavesM / 2>(places, layer, q, out, stream);
 }
 
 template <typename Pages>
@@ -338,13 +342,12 @@ void start(const Places& places, const AttentionLayer& layer, const float* q, fl
 void attend_many(const Places& places, const AttentionLayer& layer, const float* q, float* out, cudaStream_t stream) {
     switch (layer.kv.type) {
         case KvType::F32:
-            return start<ConvertedPages<KvType::F32>>(places, layer, q, out, stream);
+        case KvType::Q8_0:
+            return start<ConvertedPages>(places, layer, q, out, stream);
         case KvType::F16:
             return start<CopiedPages<__half>>(places, layer, q, out, stream);
         case KvType::BF16:
             return start<CopiedPages<__nv_bfloat16>>(places, layer, q, out, stream);
-        case KvType::Q8_0:
-            return start<ConvertedPages<KvType::Q8_0>>(places, layer, q, out, stream);
     }
 }
 

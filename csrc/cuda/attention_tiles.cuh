@@ -18,16 +18,16 @@ struct CopiedPages {
     static constexpr int kTerms = 1;
     static constexpr bool kCopied = true;
 
-    static __device__ void copy_keys(const KvHeadLayout& layout, const std::byte* part, int head_dim, int thread,
+    static __device__ void copy_keys(const KvLayerPart& kv, const std::byte* part, int head_dim, int thread,
                                      int n_threads, T* to) {
-        const T* from = reinterpret_cast<const T*>(part + layout.keys);
+        const T* from = reinterpret_cast<const T*>(part + kv.layout.keys);
         for (int i = thread; i < head_dim * 4; i += n_threads)
             copy_async16(to + i / 4 * kPageLd + i % 4 * 8, from + i * 8);
     }
     // Those of the page's first n_slots positions; zeros in the place of others, which may be anything.
-    static __device__ void copy_values(const KvHeadLayout& layout, const std::byte* part, int head_dim, int n_slots,
+    static __device__ void copy_values(const KvLayerPart& kv, const std::byte* part, int head_dim, int n_slots,
                                        int thread, int n_threads, T* to) {
-        const T* from = reinterpret_cast<const T*>(part + layout.values);
+        const T* from = reinterpret_cast<const T*>(part + kv.layout.values);
         for (int i = thread; i < (head_dim + 31) / 32 * 32 * 4; i += n_threads) {
             T* at = to + i / 4 * kPageLd + i % 4 * 8;
             if (i / 4 % kPageTokens < n_slots)
@@ -38,8 +38,7 @@ struct CopiedPages {
     }
 };
 
-// kType: F32 or Q8_0. The low terms stand behind the high ones, `plane` elements further.
-template <KvType kType>
+// Of F32 or Q8_0 pages. The low terms stand behind the high ones, `plane` elements further.
 struct ConvertedPages {
     using Element = __nv_bfloat16;
     static constexpr int kTerms = 2;
@@ -60,17 +59,17 @@ struct ConvertedPages {
         *reinterpret_cast<uint2*>(to + plane) = low;
     }
 
-    static __device__ void copy_keys(const KvHeadLayout& layout, const std::byte* part, int head_dim, int plane,
-                                     int thread, int n_threads, __nv_bfloat16* to) {
-        if constexpr (kType == KvType::F32) {
-            const float4* from = reinterpret_cast<const float4*>(part + layout.keys);
+    static __device__ void copy_keys(const KvLayerPart& kv, const std::byte* part, int head_dim, int plane, int thread,
+                                     int n_threads, __nv_bfloat16* to) {
+        if (kv.type == KvType::F32) {
+            const float4* from = reinterpret_cast<const float4*>(part + kv.layout.keys);
             for (int i = thread; i < head_dim * 8; i += n_threads) {
                 const float4 x = from[i];
                 put_four({x.x, x.y, x.z, x.w}, to + i / 8 * kPageLd + i % 8 * 4, plane);
             }
         } else {  // a word has four components of a position
-            const uint32_t* from = reinterpret_cast<const uint32_t*>(part + layout.keys);
-            const float* scales = reinterpret_cast<const float*>(part + layout.key_scales);
+            const uint32_t* from = reinterpret_cast<const uint32_t*>(part + kv.layout.keys);
+            const float* scales = reinterpret_cast<const float*>(part + kv.layout.key_scales);
             for (int i = thread; i < head_dim * 8; i += n_threads) {
                 const uint32_t word = from[i];
                 const float scale = scales[i / kPageTokens / 8 * kPageTokens + i % kPageTokens];
@@ -83,17 +82,17 @@ struct ConvertedPages {
             }
         }
     }
-    static __device__ void copy_values(const KvHeadLayout& layout, const std::byte* part, int head_dim, int n_slots,
+    static __device__ void copy_values(const KvLayerPart& kv, const std::byte* part, int head_dim, int n_slots,
                                        int plane, int thread, int n_threads, __nv_bfloat16* to) {
         for (int i = thread; i < (head_dim + 31) / 32 * 32 * 8; i += n_threads) {
             float x[4] = {};
             if (i / 8 % kPageTokens < n_slots) {
-                if constexpr (kType == KvType::F32) {
-                    const float4 all = reinterpret_cast<const float4*>(part + layout.values)[i];
+                if (kv.type == KvType::F32) {
+                    const float4 all = reinterpret_cast<const float4*>(part + kv.layout.values)[i];
                     x[0] = all.x, x[1] = all.y, x[2] = all.z, x[3] = all.w;
                 } else {
-                    const uint32_t word = reinterpret_cast<const uint32_t*>(part + layout.values)[i];
-                    const float scale = reinterpret_cast<const float*>(part + layout.value_scales)[i / 8];
+                    const uint32_t word = reinterpret_cast<const uint32_t*>(part + kv.layout.values)[i];
+                    const float scale = reinterpret_cast<const float*>(part + kv.layout.value_scales)[i / 8];
 #pragma unroll
                     for (int j = 0; j < 4; j++) x[j] = static_cast<float>(static_cast<int8_t>(word >> 8 * j)) * scale;
                 }
