@@ -204,6 +204,7 @@ __global__ void __launch_bounds__(kThreads, kRows == kMaxRows ? 2 : 3)
     __shared__ float room[kMaxHeadDim * kRows];  // queries, then sums of values
     __shared__ float weights[kRange * kRows];
     __shared__ float page_max[kPages][kRows], page_sum[kPages][kRows];
+    let_next_start();
     wait_for_previous();
 
     const int range = blockIdx.x, kv_head = blockIdx.y / n_chunks, chunk = blockIdx.y % n_chunks;
@@ -307,12 +308,12 @@ __global__ void __launch_bounds__(kThreads, kRows == kMaxRows ? 2 : 3)
             to[size - 4] = largest, to[size - 3] = total;
         }
     }
-    let_next_start();
 }
 
 // Adds the ranges that a row sees, in order, relative to the largest of their m. Blocks: (head, row)
 __global__ void __launch_bounds__(kMaxHeadDim)
     merge_kernel(Places places, AttentionLayer layer, const float* partials, int n_ranges, float* out) {
+    let_next_start();
     wait_for_previous();
     const int row = blockIdx.y, i = threadIdx.x, size = partial_size(layer.head_dim);
     const size_t head = static_cast<size_t>(row) * layer.n_heads + blockIdx.x;
@@ -328,7 +329,6 @@ __global__ void __launch_bounds__(kMaxHeadDim)
         total = fmaf(weight, from[r * size + size - 3], total);
     }
     if (i < layer.head_dim) out[head * layer.head_dim + i] = sum / total;
-    let_next_start();
 }
 
 template <typename T>

@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
     float* scores = reinterpret_cast<float*>(memory + S::kScores);
     Element* weights = reinterpret_cast<Element*>(memory + S::kWeights);
     float* factors = reinterpret_cast<float*>(memory + S::kFactors);
+    let_next_start();
     wait_for_previous();
 
     const int head_dim = layer.head_dim, n_group_heads = layer.n_heads / layer.n_kv_heads, kv_head = blockIdx.y;
@@ -300,7 +301,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kHead > 128 ? 1 : 2)
             if (i < head_dim) out[static_cast<size_t>(to) * head_dim + i] = sums[n].x[e] * factors[r];
         }
     }
-    let_next_start();
 }
 
 size_t shared_limit() {

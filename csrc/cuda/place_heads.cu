@@ -13,6 +13,7 @@ constexpr int kAngles = 256;                      // of a block
 
 __global__ void __launch_bounds__(kAngles)
     rope_kernel(Places places, const double* inv_freq, int half, float* cosines, float* sines) {
+    let_next_start();
     wait_for_previous();
     const int i = blockIdx.x * kAngles + threadIdx.x;
     if (i >= places.n * half) return;
@@ -89,6 +90,7 @@ template <KvType kType>
 __global__ void __launch_bounds__(kHeads* kLanes)
     place_kernel(Places places, AttentionLayer layer, float* q, const float* k, const float* v) {
     __shared__ float placed[kHeads][kMaxHeadDim];
+    let_next_start();
     wait_for_previous();
     const int row = blockIdx.y, n_q = layer.n_heads, n_kv = layer.n_kv_heads, head_dim = layer.head_dim;
     const int i = blockIdx.x * kHeads + group();
@@ -108,7 +110,6 @@ __global__ void __launch_bounds__(kHeads* kLanes)
         store_head<kType>(layer.kv.layout, head_dim, is_key,
                           is_key ? placed[group()] : v + (kv_row + kv_head) * head_dim, position % kPageTokens, part);
     }
-    let_next_start();
 }
 
 }  // namespace

@@ -51,6 +51,7 @@ struct Room {
 
 // finite[row] is 1 before.
 __global__ void __launch_bounds__(kThreads) cap_kernel(float* logits, int n_cols, float cap, uint8_t* finite) {
+    let_next_start();
     wait_for_previous();
     float* row = logits + static_cast<size_t>(blockIdx.y) * n_cols;
     bool is_finite = true;
@@ -60,26 +61,26 @@ __global__ void __launch_bounds__(kThreads) cap_kernel(float* logits, int n_cols
         if (cap != 0) row[i] = cap * tanhf(x / cap);
     }
     if (!is_finite) finite[blockIdx.y] = 0;
-    let_next_start();
 }
 
 __global__ void __launch_bounds__(kThreads) copy_kernel(const float* logits, int n_vocab, float* row, int32_t* counts) {
+    let_next_start();
     wait_for_previous();
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i < n_vocab) row[i] = logits[i], counts[i] = 0, counts[n_vocab + i] = 0;
-    let_next_start();
 }
 
 __global__ void __launch_bounds__(kThreads) count_kernel(const int32_t* ids, int n, int32_t* counts) {
+    let_next_start();
     wait_for_previous();
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i < n) atomicAdd(&counts[ids[i]], 1);
-    let_next_start();
 }
 
 // row[ids[i]] += bias[i]; where an id is there more than once, its first thread adds all, in order.
 __global__ void __launch_bounds__(kThreads)
     bias_kernel(const int32_t* ids, const float* bias, int n, const int32_t* counts, float* row) {
+    let_next_start();
     wait_for_previous();
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i < n) {
@@ -95,13 +96,13 @@ __global__ void __launch_bounds__(kThreads)
             row[id] = sum;
         }
     }
-    let_next_start();
 }
 
 // row <- `from`, which may be the same, with penalties where there are counts; candidates [n_candidates], with those
 // that there are not as 0.
 __global__ void __launch_bounds__(kThreads) candidates_kernel(SelectJob job, const float* from, const int32_t* counts,
                                                               float* row, uint64_t* candidates, int n_candidates) {
+    let_next_start();
     wait_for_previous();
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i < job.n_vocab) {
@@ -115,48 +116,48 @@ __global__ void __launch_bounds__(kThreads) candidates_kernel(SelectJob job, con
     } else if (i < n_candidates) {
         candidates[i] = 0;
     }
-    let_next_start();
 }
 
 // The best `kept` of each kSorted of from [n]. alternate: every second block the other way round, all of them.
 __global__ void __launch_bounds__(kSortThreads)
     sort_kernel(const uint64_t* from, int n, int kept, bool alternate, uint64_t* to) {
     __shared__ uint64_t keys[kSorted];
+    let_next_start();
     wait_for_previous();
     const int first = blockIdx.x * kSorted;
     for (int i = threadIdx.x; i < kSorted; i += kSortThreads) keys[i] = first + i < n ? from[first + i] : 0;
     sort_block(keys, !alternate || blockIdx.x % 2 == 0);
     for (int i = threadIdx.x; i < kept; i += kSortThreads) to[static_cast<size_t>(blockIdx.x) * kept + i] = keys[i];
-    let_next_start();
 }
 
 // One step of a merge of runs of `size` keys.
 __global__ void __launch_bounds__(kThreads) step_kernel(uint64_t* keys, int n, int size, int stride) {
+    let_next_start();
     wait_for_previous();
     const int pair = blockIdx.x * kThreads + threadIdx.x;
     if (pair < n / 2) {
         const int i = pair / stride * 2 * stride + pair % stride;
         order_pair(keys[i], keys[i + stride], (i & size) == 0);
     }
-    let_next_start();
 }
 
 // Its steps inside of kSorted keys.
 __global__ void __launch_bounds__(kSortThreads) merge_kernel(uint64_t* all, int size) {
     __shared__ uint64_t keys[kSorted];
+    let_next_start();
     wait_for_previous();
     const size_t first = static_cast<size_t>(blockIdx.x) * kSorted;
     for (int i = threadIdx.x; i < kSorted; i += kSortThreads) keys[i] = all[first + i];
     merge_runs(keys, size, (first & size) == 0);
     __syncthreads();
     for (int i = threadIdx.x; i < kSorted; i += kSortThreads) all[first + i] = keys[i];
-    let_next_start();
 }
 
 // sums [kSums] <- Σ e^(x - the best)
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(SelectJob job, const float* row, const uint64_t* best, double* sums) {
     __shared__ double sum[kThreads];
+    let_next_start();
     wait_for_previous();
     double of_thread = 0;
     if (best[0] != 0) {
@@ -167,14 +168,14 @@ __global__ void __launch_bounds__(kThreads)
     sum[threadIdx.x] = of_thread;
     for (int half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) sum[threadIdx.x] += sum[threadIdx.x + half];
+        if (static_cast<int>(threadIdx.x) < half) sum[threadIdx.x] += sum[threadIdx.x + half];
     }
     if (threadIdx.x == 0) sums[blockIdx.x] = sum[0];
-    let_next_start();
 }
 
 __global__ void __launch_bounds__(kThreads)
     finish_kernel(SelectJob job, const float* row, const uint64_t* best, const double* sums) {
+    let_next_start();
     wait_for_previous();
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i < job.k && best[i] != 0) {
@@ -188,7 +189,6 @@ __global__ void __launch_bounds__(kThreads)
         *job.logsumexp = best[0] != 0 ? row[id_of(best[0])] + log(sum) : -INFINITY;
         if (best[0] == 0) *job.n_found = 0;
     }
-    let_next_start();
 }
 
 dim3 blocks_of(int n) { return {static_cast<unsigned>((n + kThreads - 1) / kThreads)}; }
