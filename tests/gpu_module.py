@@ -22,6 +22,8 @@ import cffi
 import numpy as np
 import pytest
 
+os.environ.setdefault("GEMMART_EMULATED_STREAMS", "late")  # so that a forgotten wait shows
+
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 # What the kernels' sources take from the core.
 CORE = [CSRC / "tensor.cpp", CSRC / "kv_cache.cpp"]
@@ -103,8 +105,8 @@ def in_cache(name: str, suffix: str, key: Sequence[str | bytes], command: Sequen
     return made
 
 
-def build(compiler: Sequence[str], sources: Sequence[Path], name: str) -> Path:
-    """A shared library of `sources`, each compiled with `compiler` (program and flags)."""
+def build(compiler: Sequence[str], sources: Sequence[Path], name: str, for_kernels: Sequence[str] = ()) -> Path:
+    """A shared library of `sources`, each compiled with `compiler` (program and flags), *.cu `for_kernels` too."""
     headers = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh", ".def"})
     shared = [subprocess.run([compiler[0], "--version"], capture_output=True, text=True).stdout]
     if "-march=native" in compiler:
@@ -112,8 +114,9 @@ def build(compiler: Sequence[str], sources: Sequence[Path], name: str) -> Path:
     shared += [header.read_text() for header in headers]
 
     def object_of(source: Path) -> Path:
-        language = ["-x", "cu" if source.suffix == ".cu" and "nvcc" in compiler[0] else "c++"]
-        command = [*compiler, "-I", str(CSRC), *language, "-c", str(source)]
+        kernels = source.suffix == ".cu"
+        language = "cu" if kernels and compiler[0] == "nvcc" else "c++"
+        command = [*compiler, *(for_kernels if kernels else ()), "-I", str(CSRC), "-x", language, "-c", str(source)]
         return in_cache(source.stem, ".o", [*shared, source.read_text()], command)
 
     with ThreadPoolExecutor(2) as pool:
@@ -123,11 +126,8 @@ def build(compiler: Sequence[str], sources: Sequence[Path], name: str) -> Path:
 
 def build_emulated(device: str, sources: Sequence[Path], name: str) -> Path:
     """`sources` and the emulator."""
-    return build(
-        ["g++", *GNU, "-DGEMMART_EMULATED=1", *EMULATED[device]],
-        [*sources, *sorted((CSRC / "emulator").glob("*.cpp"))],
-        name,
-    )
+    emulator = sorted((CSRC / "emulator").glob("*.cpp"))
+    return build(["g++", *GNU, "-DGEMMART_EMULATED=1"], [*sources, *emulator], name, EMULATED[device])
 
 
 @cache

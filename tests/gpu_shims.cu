@@ -1,4 +1,6 @@
 // Kernels that use every shim of cuda/device.cuh, called by test_gpu_shims.py under the emulator and compiled for all.
+#include <algorithm>
+
 #include "cuda/kernel_tests.cuh"
 #include "cuda/status.cuh"
 #include "formats/all.h"
@@ -221,6 +223,24 @@ int shims_graph(float* x, int n, int n_launches) {
         stream.wait();
         check_device(cudaGraphExecDestroy(ready), "graph");
         to_host(x, dx, n);
+    });
+}
+
+// What pinned memory holds after x += 1 on the device was asked for, and after it was waited for.
+int shims_streams(float x, float* asked, float* waited) {
+    return guarded([&] {
+        const PinnedMemory host(32 * sizeof(float), "a test");
+        const DeviceMemory device(host.size(), "a test");
+        std::fill_n(host.as<float>(), 32, x);
+        const TestStream stream;
+        check_device(cudaMemcpyAsync(device.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream.get()),
+                     "copy");
+        launch(add_one_kernel, 1, 32, 0, stream.get(), device.as<float>());
+        check_device(cudaMemcpyAsync(host.data(), device.data(), host.size(), cudaMemcpyDeviceToHost, stream.get()),
+                     "copy");
+        *asked = host.as<float>()[31];
+        stream.wait();
+        *waited = host.as<float>()[31];
     });
 }
 

@@ -30,6 +30,7 @@ int shims_reverse(float* x, float* out, int threads, int forget_barrier);
 int shims_wrong(int wrong, float* out, int threads, size_t shared_bytes);
 int shims_numbers(float* x, int n, float* out, int* a, int* dots);
 int shims_graph(float* x, int n, int n_launches);
+int shims_streams(float x, float* asked, float* waited);
 int shims_decode(uint8_t* block, float* out);
 int shims_allocate(size_t bytes, size_t* n_free, size_t* total);
 int shims_device(int device, char* name, int* n, size_t* shared_limit);
@@ -206,6 +207,16 @@ def test_a_graph_is_captured_and_replayed(shims: Shims) -> None:
     x = np.zeros(96, np.float32)
     shims.run("graph", x, 96, 3)
     np.testing.assert_array_equal(x, np.full(96, 3))
+
+
+@pytest.mark.parametrize(("streams", "asked"), [("late", 5), ("", 6)])
+def test_work_is_late_where_nobody_waits(
+    shims: Shims, streams: str, asked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMART_EMULATED_STREAMS", streams)
+    seen = np.zeros(2, np.float32)
+    shims.run("streams", 5, seen[:1], seen[1:])
+    np.testing.assert_array_equal(seen, [asked, 6])
 
 
 def test_formats_decode_in_kernels(shims: Shims, rng: np.random.Generator) -> None:

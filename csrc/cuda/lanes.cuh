@@ -13,7 +13,7 @@ __device__ __forceinline__ int group() { return static_cast<int>(threadIdx.x / k
 template <typename T>
 __device__ __forceinline__ T shuffle(T v, int from) {
 #if GEMMART_EMULATED
-    const unsigned char* slots = emulator::meet(emulator::Group::kLanes, "shuffle", &v, sizeof v);
+    const unsigned char* slots = emulator::meet(kLanes, "shuffle", &v, sizeof v);
     T found;
     memcpy(&found, slots + from % kLanes * emulator::kSlotBytes, sizeof found);
     return found;

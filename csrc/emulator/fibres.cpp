@@ -16,10 +16,6 @@
 
 #include "emulator/faults.h"
 
-#ifndef GEMMART_EMULATED_WAVE
-#define GEMMART_EMULATED_WAVE 32
-#endif
-
 namespace gemmart::emulator {
 
 Place* place = nullptr;
@@ -27,6 +23,7 @@ Place* place = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
+constexpr int kLanes = 32;  // of a group; the order of threads changes within
 constexpr size_t kPage = 4096;
 constexpr size_t kMostShared = 256 * 1024;
 
@@ -91,8 +88,6 @@ struct Random {
 
 thread_local bool running = false;  // this OS thread is in a kernel
 
-int lanes_of(Group group) { return group == Group::kLanes ? kLanes : GEMMART_EMULATED_WAVE; }
-
 // What it takes to run blocks; kept for the next kernels.
 class Processor {
   public:
@@ -107,7 +102,7 @@ class Processor {
         }
         leave();
     }
-    const unsigned char* meet(Group group, const char* kind, const void* mine, size_t bytes,
+    const unsigned char* meet(int n_lanes, const char* kind, const void* mine, size_t bytes,
                               void (*combine)(unsigned char*), const void* code);
     void end_thread();
     [[noreturn]] void fail(const std::string& reason) {
@@ -135,7 +130,7 @@ class Processor {
 
     std::vector<std::unique_ptr<Fibre>> fibres_;
     std::vector<std::unique_ptr<Guarded>> stacks_;
-    std::vector<Meeting> meetings_[2];
+    std::vector<Meeting> meetings_[2];  // of groups of 32 and of 64 lanes
     Guarded shared_room_{kMostShared};
     unsigned char* shared_ = nullptr;
     size_t shared_bytes_ = 0;
@@ -230,13 +225,12 @@ void Processor::leave() {
     }
 }
 
-const unsigned char* Processor::meet(Group group, const char* kind, const void* mine, size_t bytes,
+const unsigned char* Processor::meet(int n_lanes, const char* kind, const void* mine, size_t bytes,
                                      void (*combine)(unsigned char*), const void* code) {
     Fibre& fibre = me();
-    const int n_lanes = lanes_of(group);
     const int first = fibre.id / n_lanes * n_lanes;
     if (first + n_lanes > n_threads_) fail("a group of lanes is not complete, in " + std::string(kind));
-    Meeting& meeting = meetings_[group == Group::kTile][static_cast<size_t>(fibre.id / n_lanes)];
+    Meeting& meeting = meetings_[n_lanes == 64][static_cast<size_t>(fibre.id / n_lanes)];
     if (meeting.n_arrived == 0) meeting.kind = kind;
     if (strcmp(meeting.kind, kind) != 0) {
         fail(std::string("lanes of a group meet in ") + meeting.kind + " and in " + kind);
@@ -355,11 +349,11 @@ std::string Processor::run(dim3 grid_size, dim3 block_size, size_t shared_bytes,
 void sync_threads() { processor->sync_threads(__builtin_return_address(0)); }
 unsigned char* shared_memory() { return processor->shared(); }
 void fail(const std::string& reason) { processor->fail(reason); }
-int lane_in(Group group) { return processor->me().id % lanes_of(group); }
+int lane_of(int n_lanes) { return processor->me().id % n_lanes; }
 
-const unsigned char* meet(Group group, const char* kind, const void* mine, size_t bytes,
+const unsigned char* meet(int n_lanes, const char* kind, const void* mine, size_t bytes,
                           void (*combine)(unsigned char*)) {
-    return processor->meet(group, kind, mine, bytes, combine, __builtin_return_address(0));
+    return processor->meet(n_lanes, kind, mine, bytes, combine, __builtin_return_address(0));
 }
 
 void copy_later(void* to, const void* from) {

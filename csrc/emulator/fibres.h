@@ -29,15 +29,13 @@ extern Place* place;
 void sync_threads();
 unsigned char* shared_memory();
 
-// All lanes of the running thread's group (kGroup lanes each) bring `bytes` bytes; when all are there, `combine`
-// (may be null) runs once on what they brought, and each gets slots [lanes][kSlotBytes], valid until its next meeting.
+// All n_lanes (32 or 64) lanes of the running thread's group bring `bytes` bytes; when all are there, `combine` (may be
+// null) runs once on what they brought, and each gets slots [n_lanes][kSlotBytes], valid until its next meeting.
 // `kind` names the operation: lanes that meet in different ones are an error.
 inline constexpr int kSlotBytes = 64;
-inline constexpr int kLanes = 32;
-enum class Group { kLanes, kTile };  // of 32 lanes, and those that share a tile (GEMMART_EMULATED_WAVE)
-const unsigned char* meet(Group group, const char* kind, const void* mine, size_t bytes,
+const unsigned char* meet(int n_lanes, const char* kind, const void* mine, size_t bytes,
                           void (*combine)(unsigned char* slots) = nullptr);
-int lane_in(Group group);
+int lane_of(int n_lanes);
 
 // Ends the kernel with an error.
 [[noreturn]] void fail(const std::string& reason);

@@ -1,6 +1,7 @@
 // The names of the CUDA runtime and of its C++ that our sources use, on the CPU. One kind of device, "emulator", as
 // many as GEMMART_EMULATED_DEVICES says (1; 0: none; -1: no driver), each with GEMMART_EMULATED_MEMORY bytes (1 GiB).
-// Streams run at once. GEMMART_EMULATED_SEED chooses the orders in which threads run.
+// GEMMART_EMULATED_SEED chooses the orders in which threads run. GEMMART_EMULATED_STREAMS=late: work on a stream is
+// done when somebody waits for it and not before, so that a host that does not wait shows; otherwise at once.
 #pragma once
 
 #include <math.h>
@@ -113,7 +114,7 @@ T atomicCAS(T* at, T expected, T v) {
     return old;
 }
 
-// ---- the runtime (runtime.cpp)
+// ---- the runtime (runtime.cpp, memory.cpp, streams.cpp)
 
 enum cudaError_t {
     cudaSuccess = 0,

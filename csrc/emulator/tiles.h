@@ -55,7 +55,7 @@ inline At at_c(int l, int i) {
     return {l / 4 + i / 2 * 8, l % 4 * 2 + i % 2};
 }
 
-inline int tile_lane() { return emulator::lane_in(emulator::Group::kTile); }
+inline int tile_lane() { return emulator::lane_of(kTileLanes); }
 inline int tile_row(int i) { return at_c(tile_lane(), i).row; }
 inline int tile_col(int i) { return at_c(tile_lane(), i).col; }
 
@@ -81,7 +81,7 @@ inline void meet_to_load(const char* kind, const void* shared, int ld) {
         emulator::fail(std::string(kind) + ": rows that do not begin at multiples of 16 bytes");
     }
     const LoadFrom mine{shared, ld};
-    const unsigned char* slots = emulator::meet(emulator::Group::kTile, kind, &mine, sizeof mine);
+    const unsigned char* slots = emulator::meet(kTileLanes, kind, &mine, sizeof mine);
     LoadFrom first;
     memcpy(&first, slots, sizeof first);
     if (first.shared != shared || first.ld != ld) emulator::fail(std::string(kind) + ": lanes load different tiles");
@@ -146,8 +146,7 @@ void multiply_slots(unsigned char* slots) {
 template <typename T>
 void multiply(TileC& c, const TileA<T>& a, const TileB<T>& b) {
     const Operands<T> mine{a, b, c};
-    const unsigned char* slots =
-        emulator::meet(emulator::Group::kTile, "multiply", &mine, sizeof mine, multiply_slots<T>);
+    const unsigned char* slots = emulator::meet(kTileLanes, "multiply", &mine, sizeof mine, multiply_slots<T>);
     memcpy(&c, slots + tile_lane() * emulator::kSlotBytes, sizeof c);
 }
 

@@ -94,7 +94,7 @@ inline hipError_t cudaStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsi
 #define cudaGraphLaunch hipGraphLaunch
 #define cudaGraphDestroy hipGraphDestroy
 #define cudaGraphExecDestroy hipGraphExecDestroy
-inline hipError_t cudaGraphInstantiate(hipGraphExec_t* made, hipGraph_t graph) {
+inline hipError_t cudaGraphInstantiate(hipGraphExec_t* made, hipGraph_t graph, unsigned long long = 0) {
     return hipGraphInstantiate(made, graph, nullptr, nullptr, 0);
 }
 
