@@ -1,6 +1,7 @@
 """The GPU module for tests: compiled for the emulator (csrc/emulator), or by nvcc where there is a device.
 
-Objects and modules are kept in a folder of the system's temporary one, under a hash of all that goes into them.
+Objects and modules are kept in a folder of the system's temporary one, under a hash of all that goes into them, for
+a week after their last use.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ import pytest
 
 os.environ.setdefault("GEMMART_EMULATED_STREAMS", "late")  # so that a forgotten wait shows
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
 # What the kernels' sources take from the core.
 CORE = [CSRC / "tensor.cpp", CSRC / "kv_cache.cpp"]
 EMULATED = {  # device: what is defined
@@ -36,7 +40,7 @@ EMULATED = {  # device: what is defined
 DEVICES = os.environ.get("GEMMART_TEST_DEVICES", "emulated,cuda").split(",")
 GNU = [
     "-std=c++20",
-    "-O2",
+    "-O1",
     "-g1",
     "-march=native",
     "-ffp-contract=off",
@@ -89,39 +93,73 @@ def build_folder() -> Path:
     return folder
 
 
-def in_cache(name: str, suffix: str, key: Sequence[str | bytes], command: Sequence[str]) -> Path:
-    """The file that `command -o FILE` makes, if it is not there yet."""
-    digest = hashlib.sha256()
-    for part in (*key, *command):
-        digest.update(part.encode() if isinstance(part, str) else part)
-        digest.update(b"\0")
-    made = build_folder() / f"{name}-{digest.hexdigest()[:20]}{suffix}"
+def forget_old() -> None:
+    """Remove what no run of the last week used."""
+    for file in build_folder().iterdir():
+        with suppress(FileNotFoundError):  # another run is at it
+            if file.stat().st_mtime < time.time() - 7 * 86400:
+                file.unlink()
+
+
+def in_cache(name: str, command: Sequence[str]) -> Path:
+    """The file that `command -o FILE` makes, if it is not there yet. `name` says all that it is made of."""
+    made = build_folder() / name
     if not made.exists():
         partial = made.with_suffix(f".{os.getpid()}.partial")
-        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, cwd=ROOT)
         if done.returncode != 0:
             pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
         partial.rename(made)
+    made.touch()
     return made
+
+
+def digest(*parts: str | bytes) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else part)
+        sha.update(b"\0")
+    return sha.hexdigest()[:20]
+
+
+def compiled(source: Path, command: Sequence[str], key: str) -> Path:
+    """The object that `command` makes of `source`. Which headers go into it is known from the last time."""
+    command = [*command, str(source.relative_to(ROOT))]
+    headers_file = build_folder() / f"{source.stem}-{digest(key, *command, source.read_bytes())}.headers"
+
+    def name() -> str:
+        headers = headers_file.read_text().split("\n") if headers_file.exists() else []
+        contents = [(ROOT / h).read_bytes() if (ROOT / h).exists() else b"" for h in headers]
+        return f"{source.stem}-{digest(key, *command, *headers, *contents)}.o"
+
+    if headers_file.exists() and (build_folder() / name()).exists():
+        headers_file.touch()
+        return in_cache(name(), command)
+    found = subprocess.run([*command, "-MM"], capture_output=True, text=True, cwd=ROOT)
+    if found.returncode != 0:
+        pytest.fail(f"{' '.join(command)}\n{found.stderr}", pytrace=False)
+    partial = headers_file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text("\n".join(found.stdout.replace("\\\n", " ").split()[1:]))
+    partial.rename(headers_file)
+    return in_cache(name(), [*command, "-c"])
 
 
 def build(compiler: Sequence[str], sources: Sequence[Path], name: str, for_kernels: Sequence[str] = ()) -> Path:
     """A shared library of `sources`, each compiled with `compiler` (program and flags), *.cu `for_kernels` too."""
-    headers = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh", ".def"})
-    shared = [subprocess.run([compiler[0], "--version"], capture_output=True, text=True).stdout]
+    forget_old()
+    key = subprocess.run([compiler[0], "--version"], capture_output=True, text=True).stdout
     if "-march=native" in compiler:
-        shared += re.findall(r"^flags.*", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)[:1]
-    shared += [header.read_text() for header in headers]
+        key += "".join(re.findall(r"^flags.*", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)[:1])
 
-    def object_of(source: Path) -> Path:
+    def object_of(source: Path) -> str:
         kernels = source.suffix == ".cu"
         language = "cu" if kernels and compiler[0] == "nvcc" else "c++"
-        command = [*compiler, *(for_kernels if kernels else ()), "-I", str(CSRC), "-x", language, "-c", str(source)]
-        return in_cache(source.stem, ".o", [*shared, source.read_text()], command)
+        command = [*compiler, *(for_kernels if kernels else ()), "-I", "csrc", "-x", language]
+        return str(compiled(source, command, key))
 
     with ThreadPoolExecutor(2) as pool:
-        objects = [str(o) for o in pool.map(object_of, sources)]
-    return in_cache(name, ".so", [], [compiler[0], "-shared", *objects])
+        objects = list(pool.map(object_of, sources))
+    return in_cache(f"{name}-{digest(key, *objects)}.so", [compiler[0], "-shared", "-Wl,-z,defs", *objects])
 
 
 def build_emulated(device: str, sources: Sequence[Path], name: str) -> Path:
