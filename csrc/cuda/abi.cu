@@ -7,22 +7,24 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+#define TEXT(x) #x
+#define TEXT_OF(x) TEXT(x)
 #if GEMMART_CUDA
-#define GEMMART_BACKEND "cuda"
+#define BACKEND "cuda"
+#define COMPILER "nvcc " TEXT_OF(__CUDACC_VER_MAJOR__) "." TEXT_OF(__CUDACC_VER_MINOR__)
 #elif GEMMART_HIP
-#define GEMMART_BACKEND "hip"
+#define BACKEND "hip"
+#define COMPILER "clang " __clang_version__
 #else
-#define GEMMART_BACKEND "emulated"
+#define BACKEND "emulated"
+#define COMPILER "C++ " __VERSION__
 #endif
-// What the build says of itself.
+// What only the build knows.
 #ifndef GEMMART_VERSION
 #define GEMMART_VERSION "unknown"
 #endif
-#ifndef GEMMART_COMPILER
-#define GEMMART_COMPILER "unknown"
-#endif
 #ifndef GEMMART_ARCHS
-#define GEMMART_ARCHS GEMMART_BACKEND
+#define GEMMART_ARCHS BACKEND
 #endif
 
 using namespace gemmart;
@@ -52,7 +54,7 @@ void copy_text(char (&to)[n], const std::string& from) {
 EXPORT int32_t gemmart_abi_version() { return GEMMART_ABI_VERSION; }
 
 EXPORT void gemmart_build(GemmartBuild* build) {
-    *build = {GEMMART_BACKEND, GEMMART_VERSION, GEMMART_COMPILER, GEMMART_ARCHS, gemm_name()};
+    *build = {BACKEND, GEMMART_VERSION, COMPILER, GEMMART_ARCHS, gemm_name()};
 }
 
 EXPORT const char* gemmart_last_error() { return last_error().c_str(); }
