@@ -60,6 +60,7 @@ class GpuModule:
     """An opened module: `lib` has the functions of executor_abi.h and kernel_abi.h, `ffi` their types."""
 
     def __init__(self, path: Path, declarations: str) -> None:
+        self.path = path
         self.ffi = cffi.FFI()
         self.ffi.cdef(declarations)
         self.lib: Any = self.ffi.dlopen(str(path), self.ffi.RTLD_LAZY)
