@@ -94,7 +94,7 @@ typedef struct GemmartRange {
 } GemmartRange;
 
 typedef struct GemmartKv {
-    int32_t type;        // 0 float32, 1 float16, 2 bfloat16, 3 Q8_0 (kv_cache.h)
+    int32_t type;        // 0 float32, 1 float16, 2 bfloat16, 3 Q8_0 (kv_layout.h)
     int64_t n_pages[2];  // of the layers that see everything, and of those with a window
 } GemmartKv;
 
@@ -119,7 +119,7 @@ void gemmart_free(GemmartExecutor* executor);
 
 // ---- Keys, values and logits of sequences
 
-// Pages are numbered by the core; a page's bytes are those of kv_cache.h, layer by layer.
+// Pages are numbered by the core; a page's bytes are those of kv_layout.h, layer by layer.
 int32_t gemmart_new_context(GemmartExecutor* executor, const GemmartKv* kv, GemmartContext** made);
 void gemmart_free_context(GemmartContext* context);
 // group 0: layers that see everything, 1: those with a window. All of the range's layers of it.

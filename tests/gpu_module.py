@@ -30,7 +30,7 @@ os.environ.setdefault("GEMMART_EMULATED_STREAMS", "late")  # so that a forgotten
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 # What the kernels' sources take from the core.
-CORE = [CSRC / "tensor.cpp", CSRC / "kv_cache.cpp"]
+CORE = [CSRC / "tensor.cpp", CSRC / "kv_layout.cpp"]
 EMULATED = {  # device: what is defined
     "emulated": [],
     "emulated-64": ["-DGEMMART_EMULATED_WAVE=64"],

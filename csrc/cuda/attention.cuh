@@ -1,6 +1,6 @@
 // What all attention kernels share: where a segment's keys and values lie, and what a row sees of them.
 //
-// A kv head's part of a page (kv_cache.h) holds 32 positions: keys [head_dim][32], a row of which is one component of
+// A kv head's part of a page (kv_layout.h) holds 32 positions: keys [head_dim][32], a row of which is one component of
 // all positions, and values [blocks of 32 components][32 positions][32]. The heads of a group, which share a kv head,
 // are rows beside each other: row i of a segment is head i % n_group_heads of token i / n_group_heads.
 #pragma once

@@ -1,6 +1,6 @@
 // A page's keys and values as tiles in shared memory, in the form that tensor cores multiply.
 //
-// Rows of both have 32 neighbours (kv_cache.h) and here 8 elements more, so that 16-byte pieces of eight rows lie in
+// Rows of both have 32 neighbours (kv_layout.h) and here 8 elements more, so that 16-byte pieces of eight rows lie in
 // different banks. 16-bit types are copied as they are while the block computes. Numbers of 32 and of 8 bits become
 // two bf16 terms, high + low, of 16 significant bits; keys and values then take turns in the same room.
 #pragma once

@@ -34,7 +34,7 @@ typedef struct GemmartAttentionTest {
     const float *q_norm, *k_norm;  // [head_dim] or null
     const double* inv_freq;        // [head_dim / 2]
     const float *q, *k, *v;        // [n, n_heads or n_kv_heads, head_dim] before norm and rope
-    void* kv;                      // [n_pages] parts of a page as in kv_cache.h; the new keys and values are added
+    void* kv;                      // [n_pages] parts of a page as in kv_layout.h; the new keys and values are added
     float* out;                    // [n, n_heads, head_dim]
     int32_t repeats;               // of the attention
     double seconds;

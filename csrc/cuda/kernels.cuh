@@ -12,7 +12,7 @@
 
 #include "cuda/device.cuh"
 #include "decoder.h"
-#include "kv_cache.h"
+#include "kv_layout.h"
 #include "tensor.h"
 
 namespace gemmart::gpu {
@@ -96,7 +96,7 @@ void rope_angles(const Places& places, const double* inv_freq, int half, float* 
 
 struct KvLayerPart {
     KvType type;
-    KvHeadLayout layout;  // of kv_cache.h, the same bytes as on the CPU
+    KvHeadLayout layout;  // of kv_layout.h, the same bytes as on the CPU
     std::byte* base;      // page p's part of this layer begins at base + p · page_bytes
     size_t page_bytes;
     int group;

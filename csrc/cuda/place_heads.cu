@@ -1,5 +1,5 @@
 // Queries, keys and values of a pass on their way to attention: QK norm, rope, the queries' scale, and keys and values
-// into pages in the bytes of kv_cache.h. 32 lanes have a head; without a norm each number is the one chain of float
+// into pages in the bytes of kv_layout.h. 32 lanes have a head; without a norm each number is the one chain of float
 // operations that cpu/attention_scalar.cpp has.
 #include "cuda/attention.cuh"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemmart.errors import BuildError
 
-CORE = ("tensor.cpp", "kv_cache.cpp")
+CORE = ("tensor.cpp", "kv_layout.cpp")
 """What kernels take from the core."""
 PATTERNS = ("*.h", "cuda/*", "hip/*", "formats/*", *CORE)
 """Of csrc; CMakeLists.txt installs the same."""
