@@ -9,21 +9,23 @@
 // stored, so that nothing is read that does not exist.
 //
 // Rows in shared memory are 8 elements longer than kK: 16-byte pieces of eight rows then lie in different banks.
+//
+// By arithmetic a step of the large shape takes 512 cycles of an A100's tensor cores and 384 of its shared memory (256
+// to read tiles, 64 each to write x and decoded weights). Not measured.
 #pragma once
 
 #include "cuda/device.cuh"
 
 namespace gemmart::gpu {
 
-inline constexpr int kGemmThreads = 128;
+// Four waves, two by two.
+inline constexpr int kWavesM = 2, kWavesN = 2, kGemmThreads = kWavesM * kWavesN * kTileLanes;
 
 template <int kM_, int kN_, int kK_, int kBlocks_>
 struct GemmShape {
     static constexpr int kM = kM_, kN = kN_, kK = kK_;
     static constexpr int kBlocks = kBlocks_;  // that a multiprocessor should hold
     static constexpr int kLd = kK + 8;
-    static constexpr int kWaves = kGemmThreads / kTileLanes;
-    static constexpr int kWavesM = 2, kWavesN = kWaves / kWavesM;
     static constexpr int kWaveM = kM / kWavesM, kWaveN = kN / kWavesN;
     static constexpr int kTilesM = kWaveM / kTileM, kTilesN = kWaveN / kTileN;
 };
@@ -105,7 +107,7 @@ __device__ __forceinline__ void multiply_block(const GemmJob& job, const Source&
 
     const int n_steps = (job.n_cols + Shape::kK - 1) / Shape::kK;
     const int wave = threadIdx.x / kTileLanes;
-    const int wave_m = wave % Shape::kWavesM * Shape::kWaveM, wave_n = wave / Shape::kWavesM * Shape::kWaveN;
+    const int wave_m = wave % kWavesM * Shape::kWaveM, wave_n = wave / kWavesM * Shape::kWaveN;
 
     typename Source::Fetched fetched;  // the next step's weights
     source.template fetch<Shape>(fetched, first_n, 0);
