@@ -12,11 +12,11 @@ import pytest
 from gemmart.errors import BuildError
 from gemmart.gpu import compilers, sources
 
-DEFINES = {"sm_90a": [], "gfx90a": ["GEMMART_WAVE=64"], "gfx1030": ["GEMMART_WAVE=32"]}
+ARCHS = ("sm_90a", "gfx90a", "gfx1030")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", DEFINES)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("unit", sources.units(), ids=str)
 def test_a_source_compiles(unit: Path, arch: str, tmp_path: Path) -> None:
     backend = compilers.CUDA if arch.startswith("sm_") else compilers.HIP
@@ -25,7 +25,7 @@ def test_a_source_compiles(unit: Path, arch: str, tmp_path: Path) -> None:
     except BuildError as error:
         pytest.skip(str(error))
     command = compilers.compile_command(
-        str(compiler.path), backend, [arch], DEFINES[arch], [str(sources.folder())], compilers.find_host(backend)
+        str(compiler.path), backend, [arch], [], [str(sources.folder())], compilers.find_host(backend)
     )
     verbose = ["-Xptxas=-v"] if backend is compilers.CUDA else []
     source = sources.folder() / unit

@@ -284,6 +284,7 @@ def test_the_module_of_the_wheel(
     assert message in report.problem
     assert report.usable == (not message)
     assert [device.name for device in report.devices] == (["cuda:0"] if report.usable or "free" in message else [])
+    assert (search.find("auto", "auto", None) is None) == (not report.devices)
 
 
 def test_devices_that_are_hidden(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

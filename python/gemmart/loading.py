@@ -182,6 +182,6 @@ def devices() -> list[Device]:
     GEMMART_GPU_MODULE names what cannot be used."""
     found = [Device("cpu", "the processor of this machine", _core.kernels.running_isa(), available_memory())]
     gpus = look()
-    if gpus.named and not gpus.usable:
+    if gpus.named and not gpus.devices:
         raise DeviceError(gpus.problem)
     return found + [Device(gpu.name, gpu.about.name, gpu.about.arch, gpu.about.free_bytes) for gpu in gpus.devices]

@@ -105,6 +105,8 @@ def make_plan(
             plan = other
     else:
         plan = longest_plan(bool(mmap), 0)
+    if gpus and gpus.ngl == "auto" and not plan.gpus:
+        log.warning("gpu: no layer fits on %s: computing on the CPU", ", ".join(gpu.name for gpu in gpus.devices))
     if ctx is None and plan.ctx < trained:
         log.warning("ctx: %d instead of the trained %d tokens, which do not fit into memory", plan.ctx, trained)
     return plan

@@ -27,11 +27,13 @@ class CommandError(Exception):
 
 
 class Commands:
-    """The commands of one task, in one folder and environment. end(), from any thread, ends them and their children."""
+    """The commands of one task, in one folder and environment, each with TIMEOUT times `work`. end(), from any thread,
+    ends them and their children."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], work: int = 1) -> None:
         self._folder = folder
         self._environment = dict(environment)
+        self._timeout = TIMEOUT * work
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ended = False
@@ -55,13 +57,13 @@ class Commands:
                 raise CommandError(arguments, f"cannot be started: {error.strerror}", "") from error
             self._running.add(process)
         try:
-            output, in_time = _read(process)
+            output, in_time = _read(process, self._timeout)
         finally:
             _kill(process)  # and what it left running
             with self._lock:
                 self._running.discard(process)
         if not in_time:
-            raise CommandError(arguments, f"did not end within {TIMEOUT:.0f} s and was stopped", output)
+            raise CommandError(arguments, f"did not end within {self._timeout:.0f} s and was stopped", output)
         if process.returncode != 0:
             code = process.returncode
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}"
@@ -75,12 +77,12 @@ class Commands:
                 _kill_group(process)
 
 
-def _read(process: subprocess.Popen[bytes]) -> tuple[str, bool]:
+def _read(process: subprocess.Popen[bytes], timeout: float) -> tuple[str, bool]:
     """What a command prints, at most MAX_OUTPUT bytes of it, until it ends; and whether that was in time."""
     assert process.stdout is not None
     file = process.stdout.fileno()
     kept, n_more = bytearray(), 0
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + timeout
     in_time = True
     while in_time:
         if select.select([file], [], [], TICK)[0]:

@@ -196,7 +196,8 @@ def compile_command(
     """All but the source and -o."""
     common = [program, "-std=c++20", "-O3", *(f"-D{name}" for name in defines), *(f"-I{path}" for path in includes)]
     if backend is HIP:
-        return [*common, "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *_offload(archs), "-x", "hip", "-c"]
+        flags = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-unused-result"]
+        return [*common, *flags, f"-DGEMMART_WAVE={_wave(archs)}", *_offload(archs), "-x", "hip", "-c"]
     host_flags = "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
     return [*common, "-fmad=false", host_flags, *_gencode(archs), *_ccbin(host), "-c"]
 
@@ -212,6 +213,14 @@ def link_command(
     if compiler.backend is HIP:
         return [program, "-shared", "-fPIC", *_offload(archs), *options]
     return [program, "-shared", "-cudart=static", *_gencode(archs), *_ccbin(host), *options]
+
+
+def _wave(archs: Sequence[str]) -> int:
+    """Lanes of a wave, which the host's code counts with. Raises BuildError where they are not the same for all."""
+    waves = {64 if arch.startswith("gfx9") else 32 for arch in archs}
+    if len(waves) > 1:
+        raise BuildError(f"{', '.join(archs)}: GPUs with waves of 64 lanes and of 32 need modules of their own")
+    return waves.pop()
 
 
 def _offload(archs: Sequence[str]) -> list[str]:

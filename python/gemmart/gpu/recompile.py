@@ -196,7 +196,7 @@ def _compile(
     )
     units = sources.units()
     total = len(units) + 1
-    commands = Commands(folder, compilers.environment("tmp"))
+    commands = Commands(folder, compilers.environment("tmp"), len(recipe.archs))
 
     def compile_one(path: Path) -> str:
         return commands.run([*command, str(path), "-o", f"{path.stem}.o"])

@@ -46,7 +46,7 @@ class FoundDevice:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a search."""
+    """What came of a search. `devices`: those that a model may be put on, if it fits."""
 
     vendor: str  # "nvidia" or "amd"; empty for an emulated module
     steps: tuple[Step, ...]
@@ -195,7 +195,7 @@ def find(gpu: str, ngl: str | int, device: str | None) -> Report | None:
             raise InvalidRequest(f"gpu='none', ngl={ngl!r}, device={device!r}: these contradict each other")
         return None
     report = look(gpu)
-    if not report.usable:
+    if not report.devices:  # what does not fit is said when it is planned
         if wanted or report.named:
             raise DeviceError(report.problem)
         if report.has_card:
