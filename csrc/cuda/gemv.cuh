@@ -4,9 +4,9 @@
 // takes turns i, i + n_warps, … of kTurn groups of 32 columns, which depends on the matrix' shape only, and at the end
 // the warps' sums are added in order. So each output is one chain of operations, whatever stands beside it.
 //
-// As soon as a group is unpacked its registers take that of the warp's next turn, so 64 to 128 bytes a lane are always
-// on their way; those of the first turn are asked for before the kernel waits for its input. Inputs are staged in
-// shared memory, some turns of all warps at a time, and read as broadcasts.
+// As soon as a group is unpacked its registers take that of the warp's next turn, so that 32 to 128 bytes a lane are
+// always on their way; those of the first turn are asked for before the kernel waits for its input. Inputs are staged
+// in shared memory, some turns of all warps at a time, and read as broadcasts.
 #pragma once
 
 #include <type_traits>

@@ -1,10 +1,13 @@
 // Formats whose blocks are 256 columns: a unit is one of them. A lane's part:
 //
+// clang-format off
 //   Q2_K     scales and minima [16]: nibbles as in the file | d, dmin f16[2] | groups of: crumbs [8]
-//   Q3_K     six bits of scales [2 halves] u32 | [2 halves] u16 | d f16 | groups of: crumbs [8] | third
-//   bits [4] Q4_K     d, dmin f16[2] | six bits [2 halves] u32, [2] u16 | groups of: nibbles [16] Q5_K     as Q4_K |
-//   groups of: nibbles [16] | fifth bits [4] Q6_K     scales [16] + 128 | d f16 | groups of: nibbles [16] | crumbs [8]
-//   IQ4_XS   d f16, six bits u16, u32 | groups of: nibbles [16]
+//   Q3_K     scales: six bits [2 halves] u32, [2 halves] u16 | d f16 | groups of: crumbs [8] | third bits [4]
+//   Q4_K     d, dmin f16[2], scales and minima: six bits [2 halves] u32, [2 halves] u16 | groups of: nibbles [16]
+//   Q5_K     as Q4_K | groups of: nibbles [16] | fifth bits [4]
+//   Q6_K     scales + 128 [16] | d f16 | groups of: nibbles [16] | crumbs [8]
+//   IQ4_XS   d f16, scales: six bits u16, u32 | groups of: nibbles [16], in order
+// clang-format on
 //
 // Six bits: eight numbers in 48 bits, number i from bit 6i on; of Q3_K those of 16 columns each, of Q4_K and Q5_K scale
 // and minimum of 32 columns each.

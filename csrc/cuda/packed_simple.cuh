@@ -1,11 +1,11 @@
 // Formats whose blocks are 32 columns: a unit is eight of them. A lane's part:
 //
-//   Q4_0, IQ4_NL   d f16[8] | groups of: nibbles [16]
+//   Q4_0, IQ4_NL   d f16[8] | groups of: nibbles [16], of IQ4_NL in order
 //   Q4_1           d f16[8] | m f16[8] | groups of: nibbles [16]
 //   Q5_0           d f16[8] | groups of: nibbles [16] | fifth bits [4]
 //   Q5_1           d f16[8] | m f16[8] | groups as Q5_0
 //   Q8_0           d f16[8] | groups of: int8 [2 planes][16]
-//   MXFP4          e [8]    | groups of: nibbles [16]
+//   MXFP4          e [8]    | groups of: nibbles [16], in order
 #pragma once
 
 #include <type_traits>
