@@ -30,7 +30,7 @@ def test_a_source_compiles(unit: Path, arch: str, tmp_path: Path) -> None:
     verbose = ["-Xptxas=-v"] if backend is compilers.CUDA else []
     source = sources.folder() / unit
     done = subprocess.run(
-        [*command, *verbose, str(source), "-o", str(tmp_path / "unit.o")],
+        [*command, *verbose, *compilers.source_arguments(backend, source), "-o", str(tmp_path / "unit.o")],
         env=compilers.environment(str(tmp_path)) | {"HIP_PLATFORM": "amd"},
         capture_output=True,
         text=True,

@@ -133,6 +133,13 @@ def test_the_program_runs(model: Path, module: Path, tmp_path: Path) -> None:
             *(model, "hello", "--temp", "0", "-n", "3", *flags), home=tmp_path, GEMMART_GPU_MODULE=str(module)
         )
         assert done.returncode == 0, done.stderr
+    bench = ("bench", model, "--prompt", "8", "--decode", "2", "--repeat", "1", "--json")
+    done = program.run(*bench, home=tmp_path, GEMMART_GPU_MODULE=str(module))
+    check("bench", json.loads(done.stdout))
+    assert json.loads(done.stdout)["gpu"].startswith(f"{N_LAYERS} of {N_LAYERS} layers and the output on ")
+    assert "of the CPU" in failure(program.run(*bench, "--phases", "-ngl", "1", home=tmp_path), 2)
+    done = program.run("embed", model, "a", "-ngl", "1", home=tmp_path, GEMMART_GPU_MODULE=str(module))
+    assert done.returncode == 0, done.stderr
     done = program.run("doctor", "--json", home=tmp_path, GEMMART_GPU_MODULE=str(module))
     check("doctor", json.loads(done.stdout))
     assert json.loads(done.stdout)["gpu"]["devices"][0]["name"] == "emulated:0"

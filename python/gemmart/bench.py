@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,7 @@ from gemmart.errors import InvalidRequest
 from gemmart.memory import check_fits, make_plan
 from gemmart.model_file import SMALL_DIM
 from gemmart.progress import Progress
+from gemmart.results import MemoryPlan
 from gemmart.sampling import Sampling
 from gemmart.terminal import table
 
@@ -38,6 +39,10 @@ def measure(
     kv_type: str,
     precise: bool | None,
     mmap: bool | None,
+    gpu: str,
+    ngl: str | int,
+    device: str | None,
+    split: Sequence[float] | None,
     offline: bool,
     progress: Progress,
     notice: Callable[[str], None],
@@ -59,6 +64,10 @@ def measure(
         precise=precise,
         lookup=False,  # each token is computed
         mmap=mmap,
+        gpu=gpu,
+        ngl=ngl,
+        device=device,
+        split=split,
         offline=True,  # it was fetched above, so that load_s is loading alone
         progress=progress,
         notice=notice,
@@ -78,6 +87,7 @@ def measure(
             decodes.append(written.timings.tokens_per_s(written.usage))
         progress("measuring", 2 * repeat, 2 * repeat)
         peak_mib = _peak_mib()
+        on_gpu = _on_gpu(model.plan)
         threads, isa, precise, mmap = model.plan.threads, model.isa, model.precise, model.plan.mmap
 
     token_bytes = weight_bytes_per_token(_core.Gguf(*source.parts))
@@ -88,6 +98,7 @@ def measure(
         "model": source.name,
         "cpu": cpu_name(),
         "isa": isa,
+        "gpu": on_gpu,
         "precise": precise,
         "mmap": mmap,
         "threads": threads,
@@ -192,17 +203,27 @@ def weight_bytes_per_token(file: _core.Gguf) -> int:
     return sum(matrices.values())
 
 
+def _on_gpu(plan: MemoryPlan) -> str | None:
+    """What is on GPUs."""
+    parts = [
+        f"{gpu.n_layers} of {plan.n_layers} layers{' and the output' if gpu.head else ''} on {gpu.description}"
+        for gpu in plan.gpus
+    ]
+    return ", ".join(parts) or None
+
+
 def as_text(found: dict[str, Any]) -> str:
     return table(
         [
             ("model", found["model"]),
             ("cpu", f"{found['cpu']}, {found['isa']}, threads: {found['threads']}"),
+            *([("gpu", found["gpu"])] if found["gpu"] else []),
             ("prefill", f"{found['prefill_tokens_per_s']:.1f} tokens/s ({found['prompt_tokens']} tokens)"),
             ("decode", f"{found['decode_tokens_per_s']:.1f} tokens/s ({found['decode_tokens']} tokens)"),
             (
                 "weights read",
                 f"{found['read_gb_per_s']:.2f} GB/s, {100 * found['bandwidth_share']:.0f} % of the "
-                f"{found['bandwidth_gb_per_s']:.2f} GB/s that plain reading reaches",
+                f"{found['bandwidth_gb_per_s']:.2f} GB/s that plain reading of this machine's memory reaches",
             ),
             ("load", f"{found['load_s']:.2f} s, to the first token {found['first_token_s']:.2f} s"),
             ("peak memory", f"{found['peak_mib']:.0f} MiB"),

@@ -43,7 +43,7 @@ def compared(earlier: dict[str, Any], now: dict[str, Any]) -> str:
         rows.append((heading, f"{before:>10} {after:>10} {ratio:>7}"))
     differ = [
         key
-        for key in ("model", "cpu", "isa", "threads", "prompt_tokens", "decode_tokens")
+        for key in ("model", "cpu", "isa", "gpu", "threads", "prompt_tokens", "decode_tokens")
         if earlier.get(key) != now[key]
     ]
     rows += [(f"other {key}", f"{earlier.get(key)} → {now[key]}") for key in differ]

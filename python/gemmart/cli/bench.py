@@ -11,7 +11,10 @@ from gemmart.cli.options import (
     AT_LEAST_1,
     MODEL,
     Command,
+    device_of,
+    device_options,
     flag,
+    gpu_option,
     json_option,
     memory_options,
     message_options,
@@ -69,6 +72,8 @@ from gemmart.cli.options import (
 )
 @precise_options
 @memory_options
+@gpu_option
+@device_options
 @json_option
 @preset_option
 @message_options
@@ -81,6 +86,11 @@ def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: An
         raise click.UsageError("--kernels goes without a model and without --phases")
     if (kernels or phases) and (given["compare"] or given["plot"]):
         raise click.UsageError("--compare and --plot go without --kernels and --phases")
+    on_gpu = device_of(given)
+    if (kernels or phases) and (
+        on_gpu["gpu"] in ("nvidia", "amd") or on_gpu["ngl"] not in ("auto", 0) or on_gpu["device"] or on_gpu["split"]
+    ):
+        raise click.UsageError("--kernels and --phases are of the CPU")
     messages = messages_of(given)
     earlier = bench_report.read(given["compare"]) if given["compare"] else None
     with messages.progress() as progress:
@@ -93,6 +103,7 @@ def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: An
                 only_model(arguments, given) or last_or_default(given["offline"], messages),
                 **{name: given[name] for name in ("prompt", "decode", "repeat", "threads", "batch")},
                 **{name: given[name] for name in ("kv_type", "mmap", "precise", "offline")},
+                **({} if phases else on_gpu),
                 progress=progress,
                 notice=messages.warn,
             )

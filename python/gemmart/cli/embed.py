@@ -15,6 +15,9 @@ from gemmart.cli.options import (
     check_options,
     clean_text,
     context_options,
+    device_of,
+    device_options,
+    gpu_option,
     json_option,
     lock_options,
     memory_options,
@@ -55,6 +58,8 @@ AT_ONCE = 256
 @memory_options
 @lock_options
 @check_options
+@gpu_option
+@device_options
 @json_option
 @preset_option
 @message_options
@@ -74,7 +79,7 @@ def command(arguments: tuple[str, ...], file: str | None, **given: Any) -> int:
     if not texts:
         raise click.UsageError(f"{file or 'stdin'}: holds no text")
     found: list[list[float]] = []
-    with load_model(model_name, given, messages, lookup=False) as model:
+    with load_model(model_name, given, messages, lookup=False, **device_of(given)) as model:
         tokens = [model.embedding_tokens(text, f"text {i + 1}") for i, text in enumerate(texts)]
         for first in range(0, len(tokens), AT_ONCE):
             part = model.embed(

@@ -14,6 +14,9 @@ from gemmart.cli.options import (
     AT_LEAST_1,
     Command,
     check_options,
+    device_of,
+    device_options,
+    gpu_option,
     json_option,
     lock_options,
     memory_options,
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 @memory_options
 @lock_options
 @check_options
+@gpu_option
+@device_options
 @json_option
 @preset_option
 @message_options
@@ -67,7 +72,7 @@ def command(arguments: tuple[str, ...], chunks: int | None, **given: Any) -> int
         raise click.UsageError("FILE is missing")
     text = read_text(rest[0], messages)
     shows = sys.stderr.isatty() and not messages.quiet
-    with load_model(model_name, given, messages, lookup=False) as model:
+    with load_model(model_name, given, messages, lookup=False, **device_of(given)) as model:
 
         def on_chunk(so_far: Perplexity, n_chunks: int) -> None:
             if shows:

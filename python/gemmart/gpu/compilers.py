@@ -193,13 +193,20 @@ def compile_command(
     includes: Sequence[str],
     host: Path | None,
 ) -> list[str]:
-    """All but the source and -o."""
+    """All but source_arguments() and -o."""
     common = [program, "-std=c++20", "-O3", *(f"-D{name}" for name in defines), *(f"-I{path}" for path in includes)]
     if backend is HIP:
         flags = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-unused-result"]
-        return [*common, *flags, f"-DGEMMART_WAVE={_wave(archs)}", *_offload(archs), "-x", "hip", "-c"]
+        return [*common, *flags, f"-DGEMMART_WAVE={_wave(archs)}", *_offload(archs), "-c"]
     host_flags = "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
     return [*common, "-fmad=false", host_flags, *_gencode(archs), *_ccbin(host), "-c"]
+
+
+def source_arguments(backend: Backend, path: Path) -> list[str]:
+    """What stands for a source: hipcc takes all of them for HIP, and those of the core are C++."""
+    if backend is HIP:
+        return ["-x", "hip" if path.suffix == ".cu" else "c++", str(path)]
+    return [str(path)]
 
 
 def link_command(

@@ -111,7 +111,7 @@ def _check_gpus(driver: drivers.Driver, compiler: Compiler) -> None:
 
 def _recipe(compiler: Compiler, archs: Sequence[str], blas: Blas | None, driver: str) -> Recipe:
     backend = compiler.backend
-    defines = _defines(compiler.about, archs, blas)
+    defines = _defines(archs, blas)
     return Recipe(
         version=_core.version,
         abi=abi_version(),
@@ -125,8 +125,8 @@ def _recipe(compiler: Compiler, archs: Sequence[str], blas: Blas | None, driver:
     )
 
 
-def _defines(about: str, archs: Sequence[str], blas: Blas | None) -> list[str]:
-    facts = [f'GEMMART_VERSION="{_core.version}"', f'GEMMART_COMPILER="{about}"', f'GEMMART_ARCHS="{",".join(archs)}"']
+def _defines(archs: Sequence[str], blas: Blas | None) -> list[str]:
+    facts = [f'GEMMART_VERSION="{_core.version}"', f'GEMMART_ARCHS="{",".join(archs)}"']
     return [*facts, "GEMMART_BLAS=1"] if blas else facts
 
 
@@ -192,14 +192,14 @@ def _compile(
         program = f"compiler/bin/{compiler.path.name}"
     includes = [".", *([str(blas.include)] if blas else [])]
     command = compilers.compile_command(
-        program, compiler.backend, recipe.archs, _defines(recipe.compiler, recipe.archs, blas), includes, host
+        program, compiler.backend, recipe.archs, _defines(recipe.archs, blas), includes, host
     )
     units = sources.units()
     total = len(units) + 1
     commands = Commands(folder, compilers.environment("tmp"), len(recipe.archs))
 
     def compile_one(path: Path) -> str:
-        return commands.run([*command, str(path), "-o", f"{path.stem}.o"])
+        return commands.run([*command, *compilers.source_arguments(compiler.backend, path), "-o", f"{path.stem}.o"])
 
     jobs = max(1, min(len(units), usable_cores(), available_memory() // JOB_BYTES))
     with ThreadPoolExecutor(jobs, "gemmart-build") as threads:
