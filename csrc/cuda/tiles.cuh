@@ -18,9 +18,7 @@ inline constexpr int kTileM = 16, kTileK = 16;
 
 }  // namespace gemmart::gpu
 
-#if GEMMART_EMULATED
-#include "emulator/tiles.h"
-#elif GEMMART_HIP
+#if GEMMART_HIP || GEMMART_EMULATED_WAVE == 64 || GEMMART_EMULATED_PLAIN_TILES
 #include "hip/tiles.h"
 #else
 #include "cuda/tiles_mma.cuh"

@@ -4,7 +4,8 @@
 //   B   r[0]: rows 2t, 2t+1, column g     r[1]: rows 2t+8, 2t+9
 //   C   x[0], x[1]: row g, columns 2t, 2t+1     x[2], x[3]: row g+8
 //
-// ldmatrix reads 8 rows of 16 bytes for each 8 lanes that give their addresses, into these places.
+// ldmatrix reads 8 rows of 16 bytes for each 8 lanes that give their addresses, into these places. The emulator
+// computes what both instructions do.
 #pragma once
 
 namespace gemmart::gpu {
@@ -24,6 +25,12 @@ struct TileC {
 #include "cuda/tiles_plain.cuh"
 #else
 
+#if GEMMART_EMULATED
+#include "emulator/matrix.h"
+#else
+#include "cuda/matrix.cuh"
+#endif
+
 namespace gemmart::gpu {
 
 template <typename T>
@@ -35,46 +42,23 @@ struct TileB {
     uint32_t r[2];
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* shared) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
-
+// Lanes 0 … 7 give the rows of r[0], 8 … 15 those of r[1] and so on; what lanes above them give is not read.
 template <typename T>
 __device__ __forceinline__ void load_a(TileA<T>& a, const T* shared, int ld) {
-    const int l = lane();
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a.r[0]), "=r"(a.r[1]), "=r"(a.r[2]), "=r"(a.r[3])
-                 : "r"(shared_address(shared + l % 16 * ld + l / 16 * 8))
-                 : "memory");
+    load_matrices(a.r, shared + lane() % 16 * ld + lane() / 16 * 8);
 }
 template <typename T>
 __device__ __forceinline__ void load_b(TileB<T>& b, const T* shared, int ld) {
-    const int l = lane() % 16;  // the addresses of the others are not read
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(b.r[0]), "=r"(b.r[1])
-                 : "r"(shared_address(shared + l % 8 * ld + l / 8 * 8))
-                 : "memory");
+    load_matrices(b.r, shared + lane() % 8 * ld + lane() / 8 % 2 * 8);
 }
 template <typename T>
 __device__ __forceinline__ void load_b_transposed(TileB<T>& b, const T* shared, int ld) {
-    const int l = lane() % 16;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(b.r[0]), "=r"(b.r[1])
-                 : "r"(shared_address(shared + l * ld))
-                 : "memory");
+    load_matrices_transposed(b.r, shared + lane() % 16 * ld);
 }
 
-__device__ __forceinline__ void multiply(TileC& c, const TileA<__nv_bfloat16>& a, const TileB<__nv_bfloat16>& b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c.x[0]), "+f"(c.x[1]), "+f"(c.x[2]), "+f"(c.x[3])
-        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
-}
-__device__ __forceinline__ void multiply(TileC& c, const TileA<__half>& a, const TileB<__half>& b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c.x[0]), "+f"(c.x[1]), "+f"(c.x[2]), "+f"(c.x[3])
-        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+template <typename T>
+__device__ __forceinline__ void multiply(TileC& c, const TileA<T>& a, const TileB<T>& b) {
+    multiply_matrices<T>(c.x, a.r, b.r);
 }
 
 }  // namespace gemmart::gpu

@@ -10,8 +10,15 @@
 #include <string.h>
 
 #include <functional>
+#include <iterator>
 
 #include "emulator/fibres.h"
+
+// Which tiles there are (cuda/tiles.cuh): those of NVIDIA; of AMD's waves of 64 lanes; of AMD without tensor cores.
+#ifndef GEMMART_EMULATED_WAVE
+#define GEMMART_EMULATED_WAVE 32
+#endif
+#define GEMMART_WAVE GEMMART_EMULATED_WAVE
 
 #define __global__
 #define __device__

@@ -1,5 +1,5 @@
 // Tiles on AMD. CDNA: v_mfma of a wave of 64 lanes; RDNA 3: v_wmma of 32; others: FMAs on shared memory. Compiled, not
-// run; csrc/emulator/tiles.h computes what v_mfma does.
+// run; the emulator computes what v_mfma does.
 //
 //   MFMA   lane l holds A[l % 16][4 (l / 16) … +3], B[4 (l / 16) … +3][l % 16], C[4 (l / 16) + i][l % 16]
 //   WMMA   A[l % 16][all], B[all][l % 16] (the upper half-wave repeats the lower one), C[2 i + l / 16][l % 16]
@@ -21,7 +21,8 @@ struct TileC {
 
 }  // namespace gemmart::gpu
 
-#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx942__) || defined(__gfx950__)
+#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx942__) || defined(__gfx950__) || \
+    (GEMMART_EMULATED && GEMMART_WAVE == 64)
 #define GEMMART_TILE_K 4  // elements of A and of B that a lane holds
 #elif defined(__GFX11__)
 #define GEMMART_TILE_K 16
@@ -30,6 +31,12 @@ struct TileC {
 #ifndef GEMMART_TILE_K
 #include "cuda/tiles_plain.cuh"
 #else
+
+#if GEMMART_EMULATED
+#include "emulator/matrix.h"
+#else
+#include "hip/matrix.h"
+#endif
 
 namespace gemmart::gpu {
 
@@ -58,35 +65,9 @@ __device__ __forceinline__ void load_b_transposed(TileB<T>& b, const T* shared, 
     for (int k = 0; k < GEMMART_TILE_K; k++) b.x[k] = shared[(tile_first_k() + k) * ld + tile_lane() % 16];
 }
 
-namespace hip {
-using Floats = float __attribute__((ext_vector_type(kTileElements)));
-using Shorts = short __attribute__((ext_vector_type(GEMMART_TILE_K)));
-using Halves = _Float16 __attribute__((ext_vector_type(GEMMART_TILE_K)));
-}  // namespace hip
-
-__device__ __forceinline__ void multiply(TileC& c, const TileA<__nv_bfloat16>& a, const TileB<__nv_bfloat16>& b) {
-    const auto x = __builtin_bit_cast(hip::Shorts, a), y = __builtin_bit_cast(hip::Shorts, b);
-    auto sum = __builtin_bit_cast(hip::Floats, c);
-#if defined(__GFX11__)
-    sum = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(x, y, sum);
-#elif defined(__gfx908__)
-    // Of 8 rows of B each; that these are not neighbours does not matter, as A's columns are the same ones.
-    sum = __builtin_amdgcn_mfma_f32_16x16x8bf16(x.xy, y.xy, sum, 0, 0, 0);
-    sum = __builtin_amdgcn_mfma_f32_16x16x8bf16(x.zw, y.zw, sum, 0, 0, 0);
-#else
-    sum = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(x, y, sum, 0, 0, 0);
-#endif
-    c = __builtin_bit_cast(TileC, sum);
-}
-__device__ __forceinline__ void multiply(TileC& c, const TileA<__half>& a, const TileB<__half>& b) {
-    const auto x = __builtin_bit_cast(hip::Halves, a), y = __builtin_bit_cast(hip::Halves, b);
-    auto sum = __builtin_bit_cast(hip::Floats, c);
-#if defined(__GFX11__)
-    sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(x, y, sum);
-#else
-    sum = __builtin_amdgcn_mfma_f32_16x16x16f16(x, y, sum, 0, 0, 0);
-#endif
-    c = __builtin_bit_cast(TileC, sum);
+template <typename T>
+__device__ __forceinline__ void multiply(TileC& c, const TileA<T>& a, const TileB<T>& b) {
+    multiply_matrices(c.x, a.x, b.x);
 }
 
 }  // namespace gemmart::gpu
