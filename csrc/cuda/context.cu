@@ -87,7 +87,8 @@ Context::Context(Executor& executor, const GemmartKv& kv)
     for (int group : {Global, Windowed}) {
         pages_[group] = DeviceMemory(n_pages_[group] * page_bytes_[group], "keys and values");
         // What was there before could be no number, and products with a weight of 0 would show it.
-        check_device(cudaMemset(pages_[group].data(), 0, pages_[group].size()), "keys and values");
+        check_device(cudaMemsetAsync(pages_[group].data(), 0, pages_[group].size(), executor.stream),
+                     "keys and values");
     }
 }
 
