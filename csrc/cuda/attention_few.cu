@@ -14,7 +14,6 @@
 namespace gemmart::gpu {
 namespace {
 
-constexpr int kRange = 256;  // kRange of cpu/kernels.h
 constexpr int kPages = kRange / kPageTokens;
 constexpr int kThreads = kPages * kLanes;
 constexpr int kMaxHeadDim = 256;

@@ -18,6 +18,8 @@
 namespace gemmart::gpu {
 
 inline constexpr int kFewTokens = 8;
+inline constexpr int kRange =
+    256;  // positions; of few rows, each range of a softmax is computed by itself (cpu/kernels.h)
 inline constexpr int kGroup = 32;  // columns that share an activation scale; n_cols of every matrix is a multiple
 
 // ---- rows: what products are multiplied with (rows.cu)

@@ -80,6 +80,10 @@ void Weights::load(const GemmartReader& reader, cudaStream_t stream) {
         stage.raw = DeviceMemory(largest, "loading");
         check_device(cudaEventCreateWithFlags(&stage.done, cudaEventDisableTiming), "an event");
     }
+    const struct Wait {  // before the stages go, also where loading ends early
+        cudaStream_t stream;
+        ~Wait() { cudaStreamSynchronize(stream); }
+    } wait{stream};
     int n_read = 0;
     for (const auto& [tensor, to, offset] : pieces_) {
         to->data = memory_.data() + offset;
