@@ -474,6 +474,10 @@ def test_bench_computes_every_token(tiny: Tiny, oracle: type, monkeypatch: pytes
         mmap=None,
         offline=True,
         progress=lambda *_: None,
+        gpu="none",
+        ngl="auto",
+        device=None,
+        split=None,
         notice=print,
     )
     assert oracle.asked == 0
