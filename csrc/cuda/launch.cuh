@@ -67,6 +67,10 @@ __device__ __forceinline__ void let_next_start() {
 }
 
 #if GEMMART_CUDA
+// Graphs, and so recorded passes, have programmatic launches since CUDA 12.3; a module of CUDA 12 may meet an older
+// driver.
+inline constexpr int kProgrammaticDriver = 12030;
+
 // What has been asked of and told the driver about a kernel on a device.
 struct KernelState {
     bool programmatic = false;  // its code waits for the previous kernel itself: compiled for sm_90 or newer
@@ -82,10 +86,12 @@ inline KernelState prepare_kernel(const void* kernel, size_t shared_bytes) {
     KernelState& state = found->second;
     if (is_new) {
         cudaFuncAttributes attributes;
-        const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+        int driver = 0;
+        cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+        if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
         if (error != cudaSuccess) states.erase(found);
         check_device(error, "kernel");
-        state.programmatic = attributes.ptxVersion >= 90;
+        state.programmatic = attributes.ptxVersion >= 90 && driver >= kProgrammaticDriver;
     }
     const int wanted = static_cast<int>(shared_bytes);
     if (wanted > state.shared_bytes) {

@@ -30,6 +30,7 @@ class Memory {
         return *this;
     }
     ~Memory() {
+        if (!data_) return;  // freeing nothing would still take memory of the present device for a context
         if (where == Where::Device)
             cudaFree(data_);
         else
