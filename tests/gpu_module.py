@@ -25,12 +25,13 @@ import cffi
 import numpy as np
 import pytest
 
+from gemmart.gpu import sources
+
 os.environ.setdefault("GEMMART_EMULATED_STREAMS", "late")  # so that a forgotten wait shows
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
-# What the kernels' sources take from the core.
-CORE = [CSRC / "tensor.cpp", CSRC / "kv_layout.cpp"]
+CORE = [CSRC / name for name in sources.CORE]
 EMULATED = {  # device: what is defined
     "emulated": [],
     "emulated-64": ["-DGEMMART_EMULATED_WAVE=64"],
@@ -169,10 +170,13 @@ def build_emulated(device: str, sources: Sequence[Path], name: str) -> Path:
     return build(["g++", *GNU, "-DGEMMART_EMULATED=1"], [*sources, *emulator], name, EMULATED[device])
 
 
+def module_sources() -> list[Path]:
+    return [*(s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"), *CORE]
+
+
 @cache
 def emulated(device: str = "emulated") -> GpuModule:
-    sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
-    return open_module(build_emulated(device, [*sources, *CORE], device))
+    return open_module(build_emulated(device, module_sources(), device))
 
 
 @cache
@@ -180,8 +184,7 @@ def cuda() -> GpuModule:
     """Built by nvcc for the device that is there."""
     if reason := why_no_cuda():
         pytest.skip(reason)
-    sources = [s for s in sorted((CSRC / "cuda").glob("*.cu")) if s.name != "cublas.cu"]
-    return open_module(build(["nvcc", *NVCC], [*sources, *CORE], "cuda"))
+    return open_module(build(["nvcc", *NVCC], module_sources(), "cuda"))
 
 
 def why_no_cuda() -> str:

@@ -55,7 +55,7 @@ def answer_to(model: gemmart.Model, *turns: str, system: str | None = None, n: i
 
 
 def test_help_and_version_import_nothing_heavy(home: Path) -> None:
-    heavy = {"numpy", "jinja2", "tokenizers", "sentencepiece", "huggingface_hub", "psutil", "gemmart._core"}
+    heavy = {"numpy", "jinja2", "tokenizers", "sentencepiece", "huggingface_hub", "psutil", "gemmart._core", "cffi"}
     heavy |= {"msgspec", "prometheus_client", "starlette", "uvicorn", "asyncio"}
     script = f"import sys; from gemmart.cli import main; print(main(['--help']), {heavy!r} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], env=program.environment(home), capture_output=True, text=True)

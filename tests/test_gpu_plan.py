@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pexpect
 import pytest
 
 import gemmart
 import program
 from conftest import Tiny, difference
 from gemmart import _core
-from gemmart.errors import InvalidRequest, OutOfMemory
+from gemmart.engine import logit_bytes
+from gemmart.errors import InvalidRequest, OutOfMemory, UnsupportedModel
 from gemmart.results import GPU_SPARE_BYTES
 from gpu_module import emulated
 from program import failure
@@ -47,7 +50,11 @@ def test_all_layers_by_default(model: Path, module: Path) -> None:
     sizes = {"n_batch": 512, "n_kv_tokens": 128, "n_sequences": 1, "kv_type": "f16"}
     facts = _core.ModelFacts(str(model))
     need = facts.gpu_need(_core.GpuModule(str(module)), n_layers=N_LAYERS, head=True, **sizes)
-    assert (gpu.weight_bytes, gpu.kv_bytes, gpu.buffer_bytes) == (need["weights"], need["kv"], need["buffers"])
+    logits = logit_bytes(512, 512, 1)
+    assert (gpu.weight_bytes, gpu.kv_bytes, gpu.buffer_bytes) == (need["weights"], need["kv"], need["buffers"] + logits)
+    without_head = gemmart.plan(model, ctx=128, ngl=N_LAYERS)
+    assert gpu.buffer_bytes - without_head.gpus[0].buffer_bytes >= logits
+    assert without_head.buffer_bytes - plan.buffer_bytes == logits - 4 * 512  # a row of them is fetched
     alone = gemmart.plan(model, ctx=128, gpu="none")
     assert alone.gpus == ()
     assert plan.weight_bytes < alone.weight_bytes
@@ -81,8 +88,28 @@ def test_as_many_layers_as_fit(
     leave(monkeypatch, one)
     wanted = gemmart.plan(model, ctx=128, ngl=2)
     assert (wanted.gpus[0].n_layers, wanted.fits, wanted.most_gpu_layers) == (2, False, 1)
-    with pytest.raises(OutOfMemory, match=r"2 layers on emulated:0 need .* MiB are free there.*; ngl=1 fits, or"):
+    leave(monkeypatch, one - 1)
+    assert not gemmart.plan(model, ctx=128, device="emulated:0").fits  # asked for by name
+    leave(monkeypatch, one)
+    with pytest.raises(OutOfMemory, match=r"2 of 3 layers on emulated:0 need .* MiB are free there.*; ngl=1 fits, or"):
         gemmart.load(model, ctx=128, ngl=2)
+
+
+def test_a_model_that_the_kernels_do_not_run(
+    tiny: Tiny, module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("gemma2", head_dim=20)
+    with gemmart.load(model, ctx=64) as found:
+        assert found.plan.gpus == ()
+        assert found.generate("hello", GREEDY, max_tokens=2).tokens
+    (message,) = caplog.messages
+    assert message.startswith("gpu: computing on the CPU: ")
+    assert "head_dim is 20" in message
+    for wanted in ({"ngl": 1}, {"device": "emulated:0"}):
+        with pytest.raises(UnsupportedModel, match="head_dim is 20, the GPU's kernels need a multiple of 8"):
+            gemmart.load(model, ctx=64, **wanted)
+    environ = {"GEMMART_GPU_MODULE": str(module)}
+    assert "head_dim is 20" in failure(program.run(model, "hello", "-ngl", "all", home=tmp_path, **environ), 4)
 
 
 def test_a_shorter_context_where_none_is_asked_for(tiny: Tiny, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +179,40 @@ def test_saved_conversations_know_where_they_were_computed(model: Path, module: 
         chat.send("hello", sampling=GREEDY, max_tokens=2)
         chat.save(path)
         expected = found.restore(path).send("and", sampling=GREEDY, max_tokens=4).text
+    notices: list[str] = []
     with gemmart.load(model, ctx=64, ngl="all") as again:
-        assert again.restore(path).send("and", sampling=GREEDY, max_tokens=4).text == expected
-    with gemmart.load(model, ctx=64, gpu="none") as other:
-        other.restore(path).send("and", sampling=GREEDY, max_tokens=4)  # is computed again
+        restored = again.restore(path, notice=notices.append)
+        assert restored.send("and", sampling=GREEDY, max_tokens=4).text == expected
+    assert notices == []  # its keys and values are put back
+    for options, what in [
+        ({"gpu": "none"}, "gpus"),
+        ({"ngl": 1}, "gpus"),
+        ({"ngl": "all", "tinyblas": True}, "gpu_module"),
+    ]:
+        with gemmart.load(model, ctx=64, **options) as other:
+            other.restore(path, notice=notices.append).send("and", sampling=GREEDY, max_tokens=4)
+        assert f"it was computed with {what} " in notices.pop()
+
+
+def test_the_chat_and_the_server(model: Path, module: Path, tmp_path: Path) -> None:
+    environ = program.environment(tmp_path, GEMMART_GPU_MODULE=str(module))
+    child = pexpect.spawn(
+        *(program.COMMAND[0], [*program.COMMAND[1:], str(model), "-c", "64", "-n", "2", "--port", "0", "--no-browser"]),
+        env=environ,
+        encoding="utf-8",
+        timeout=60,
+        dimensions=(24, 400),
+    )
+    child.expect(r"3 of 3 layers and the output on .* · CPU \(.* · (http://\S+)")
+    url = child.match[1]
+    child.expect_exact(">>> ")
+    body = json.dumps({"model": "x", "prompt": "hello", "max_tokens": 3, "temperature": 0}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        text = json.load(answer)["choices"][0]["text"]
+    with gemmart.load(model, ctx=64, ngl="all") as found:
+        assert text == found.generate("hello", GREEDY, max_tokens=3).text
+    child.sendline("/exit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0

@@ -16,7 +16,7 @@ import pytest
 
 import program
 from gemmart import _core
-from gemmart.errors import BuildError, DeviceError
+from gemmart.errors import BuildError, DeviceError, InvalidRequest
 from gemmart.gpu import commands, compilers, drivers, modules, probe, recompile, sources
 from gemmart.gpu.drivers import Driver, Gpu
 from gpu_fakes import H100, count, write_module, write_nvcc
@@ -136,7 +136,7 @@ def test_a_module_that_hangs(tools: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_hang_is_cut_with_its_children(tools: Path, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "TIMEOUT", 4.0)
+    monkeypatch.setattr(recompile, "TIMEOUT", 4.0)
     write_nvcc(tools, good, compile=f"sleep 600 & echo $! >> '{tools}/children'; wait")
     began = time.monotonic()
     with pytest.raises(BuildError, match="did not end within 4 s and was stopped"):
@@ -149,6 +149,15 @@ def test_a_hang_is_cut_with_its_children(tools: Path, good: Path, monkeypatch: p
             return
         time.sleep(0.05)
     pytest.fail("a child of the compiler still runs")
+
+
+def test_a_compiler_that_does_not_say_what_it_is(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "ANSWER_SECONDS", 1.0)
+    tools.mkdir()
+    (tools / "nvcc").write_text("#!/bin/sh\nsleep 600\n")
+    (tools / "nvcc").chmod(0o755)
+    with pytest.raises(BuildError, match="nvcc --version did not end within 1 s and was stopped"):
+        recompile.build()
 
 
 def _runs(pid: int) -> bool:
@@ -183,8 +192,10 @@ def test_no_gpu_to_build_for(tools: Path, good: Path, monkeypatch: pytest.Monkey
     assert recompile.build(archs=("sm_90a", "compute_75")).parent.name.startswith("1-sm_90a+compute_75-")
     with pytest.raises(BuildError, match="does not know sm_35"):
         recompile.build(archs=("sm_35",))
-    with pytest.raises(BuildError, match="is for NVIDIA's GPUs or for AMD's"):
+    with pytest.raises(InvalidRequest, match="is for NVIDIA's GPUs or for AMD's"):
         recompile.build(archs=("sm_90", "gfx90a"))
+    with pytest.raises(InvalidRequest, match="sm_90: are not the architectures of amd's GPUs"):
+        recompile.build("amd", ("sm_90",))
 
 
 def test_waves_of_amd() -> None:
@@ -211,6 +222,26 @@ def test_no_host_compiler(tools: Path, good: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NVCC_CCBIN", "g++-nope")
     with pytest.raises(BuildError, match=r"g\+\+-nope is not found, which nvcc needs"):
         recompile.build()
+
+
+def test_a_host_compiler_that_a_shell_would_not_find(
+    tools: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nvcc(tools, good)
+    odd = tmp_path / "$(touch pwned)"
+    odd.mkdir()
+    (odd / "g++").symlink_to("/usr/bin/g++")
+    monkeypatch.setenv("NVCC_CCBIN", str(odd / "g++"))
+    with pytest.raises(BuildError, match="compilers hand this path to a shell"):
+        recompile.build()
+
+
+def test_names_from_where_one_stands(tools: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = write_nvcc(tmp_path / "cuda/bin", good)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_HOME", "cuda")
+    assert compilers.find(compilers.CUDA).path == nvcc
+    assert recompile.build()
 
 
 # B2: folders that cannot be used
@@ -256,7 +287,7 @@ def test_a_link_instead_of_a_module(tools: Path, good: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("ro", "may not be written|Read-only file system"), ("noexec", "cannot be used.*XDG_CACHE_HOME.*noexec")],
+    [("ro", "cannot be (made|written): Read-only file system"), ("noexec", "cannot be used.*XDG_CACHE_HOME.*noexec")],
 )
 def test_disks_that_cannot_be_used(tools: Path, good: Path, tmp_path: Path, option: str, message: str) -> None:
     write_nvcc(tools, good)
@@ -375,7 +406,9 @@ def test_rebuilt_exactly_when_something_changes(
     monkeypatch.setattr(compilers, "find_blas", lambda compiler: compilers.Blas("cublas", tmp_path, library))
     assert changed()
     assert not changed(own_gemm=True)
-    assert found() == built[-2]  # the newest
+    assert found() == built[-1]  # what was asked for last
+    assert not changed()
+    assert found() == built[-1]
 
 
 def test_a_module_for_any_driver_is_found_with_one(tools: Path, good: Path) -> None:

@@ -40,7 +40,7 @@ int cuGetErrorString(int error, const char** text) { *text = "no CUDA-capable de
 # Drivers
 
 
-def driver_with(folder: Path, init: int) -> dict[str, Any]:
+def driver_with(folder: Path, init: int, **environ: str) -> dict[str, Any]:
     """What a process finds whose libcuda is LIBCUDA."""
     command = ["gcc", "-shared", "-fPIC", f"-DINIT={init}", "-x", "c", "-", "-o", str(folder / "libcuda.so.1")]
     subprocess.run(command, input=LIBCUDA.encode(), check=True)
@@ -49,7 +49,7 @@ def driver_with(folder: Path, init: int) -> dict[str, Any]:
         "from dataclasses import asdict; from gemmart.gpu import drivers\n"
         "print(json.dumps(asdict(drivers.find('nvidia'))))"
     )
-    environ = program.environment(folder, LD_LIBRARY_PATH=str(folder))
+    environ = program.environment(folder, LD_LIBRARY_PATH=str(folder), **environ)
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, check=True)
     return json.loads(done.stdout)
 
@@ -66,6 +66,7 @@ def test_a_driver_that_does_not_start(tmp_path: Path) -> None:
     found = driver_with(tmp_path, 100)
     assert "does not start: no CUDA-capable device is detected" in found["problem"]
     assert "nvidia-smi" in found["advice"]
+    assert driver_with(tmp_path, 100, CUDA_VISIBLE_DEVICES="")["advice"] == "CUDA_VISIBLE_DEVICES='' hides devices"
 
 
 def test_nvidia_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +186,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, no module in the package, nothing named."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(search._core, "__file__", str(tmp_path / "_core.so"))
-    for name in (search.MODULE_VARIABLE, *search.HIDING):
+    for name in (search.MODULE_VARIABLE, *drivers.HIDING):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -215,8 +216,17 @@ def test_no_driver(home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
         search.find("amd", "auto", None)
     for off in [("none", "auto", None), ("nvidia", 0, None), ("auto", "auto", "cpu")]:
         assert search.find(*off) is None
-    with pytest.raises(InvalidRequest, match="contradict"):
-        search.find("none", "all", None)
+    for wrong in [("none", "all", None), ("none", "auto", "cuda:0"), ("auto", 3, "cpu")]:
+        with pytest.raises(InvalidRequest, match="contradict"):
+            search.find(*wrong)
+
+
+def test_the_card_that_is_there_is_told_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = {"nvidia": Driver("nvidia", problem="no nvidia driver", has_card=False)}
+    found = without | {"amd": Driver("amd", problem="no amd driver, but a card")}
+    monkeypatch.setattr(drivers, "find", found.__getitem__)
+    assert search.look().problem == "no amd driver, but a card"
+    assert search.look().has_card
 
 
 def test_no_device(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,14 +364,16 @@ def test_doctor_with_a_module_that_faults(tmp_path: Path) -> None:
 
 # Which layers go where
 
-LAYER, HEAD, BUFFER = 100 << 20, 700 << 20, 50 << 20
+LAYER, HEAD, BUFFER = 100 << 20, 600 << 20, 50 << 20
+N_VOCAB, N_BATCH = 1 << 18, 100  # whose logits are 100 MiB
+SIZES = {"n_kv_tokens": 0, "n_batch": N_BATCH, "n_sequences": 1}
 
 
 class Facts:
     """A model of ten layers."""
 
     def info(self) -> dict[str, Any]:
-        return {"layers": [{}] * 10}
+        return {"layers": [{}] * 10, "n_vocab": N_VOCAB}
 
     def gpu_need(
         self, module: Any, *, n_layers: int, head: bool, n_behind: int, n_kv_tokens: int, **sizes: Any
@@ -403,7 +415,7 @@ SPARE = 512
     ],
 )
 def test_layers_and_devices(ngl: int | str, free: list[int], split: tuple, expected: list) -> None:
-    placed = plan.place(Facts(), gpus(ngl, *free, split=split), {"n_kv_tokens": 0})  # type: ignore[arg-type]
+    placed = plan.place(Facts(), gpus(ngl, *free, split=split), SIZES)  # type: ignore[arg-type]
     assert [(part.index, part.n_layers, part.head) for part in placed] == expected
     if ngl == "auto":
         assert all(part.fits for part in placed)
@@ -412,9 +424,9 @@ def test_layers_and_devices(ngl: int | str, free: list[int], split: tuple, expec
 def test_the_largest_that_fits() -> None:
     for free in range(SPARE, SPARE + 3000, 37):
         wanted = gpus("all", free)
-        most = plan.most_layers(Facts(), wanted, {"n_kv_tokens": 0})  # type: ignore[arg-type]
+        most = plan.most_layers(Facts(), wanted, SIZES)  # type: ignore[arg-type]
         fits = [
-            all(part.fits for part in plan.place(Facts(), gpus(n, free), {"n_kv_tokens": 0}))  # type: ignore[arg-type]
+            all(part.fits for part in plan.place(Facts(), gpus(n, free), SIZES))  # type: ignore[arg-type]
             for n in range(12)
         ]
         assert fits == [n <= most for n in range(12)]
@@ -423,11 +435,11 @@ def test_the_largest_that_fits() -> None:
 def test_a_device_that_is_named_twice_has_its_memory_once() -> None:
     wanted = gpus(10, SPARE + 1100, split=(1, 1))
     wanted = plan.Gpus(wanted.module, wanted.devices * 2, 10, (1, 1))
-    first, second = plan.place(Facts(), wanted, {"n_kv_tokens": 0})  # type: ignore[arg-type]
+    first, second = plan.place(Facts(), wanted, SIZES)  # type: ignore[arg-type]
     assert second.available_bytes == first.available_bytes - first.total_bytes
     assert first.fits
     assert second.fits
-    third = plan.place(Facts(), plan.Gpus(wanted.module, wanted.devices, 11, (1, 1)), {"n_kv_tokens": 0})[1]  # type: ignore[arg-type]
+    third = plan.place(Facts(), plan.Gpus(wanted.module, wanted.devices, 11, (1, 1)), SIZES)[1]  # type: ignore[arg-type]
     assert not third.fits
 
 

@@ -17,9 +17,8 @@ from gemmart.errors import InvalidRequest
 from gemmart.memory import check_fits, make_plan
 from gemmart.model_file import SMALL_DIM
 from gemmart.progress import Progress
-from gemmart.results import MemoryPlan
 from gemmart.sampling import Sampling
-from gemmart.terminal import table
+from gemmart.terminal import on_gpus, table
 
 TOP_K = 64
 """Candidates that sampling with the usual settings asks for."""
@@ -87,7 +86,7 @@ def measure(
             decodes.append(written.timings.tokens_per_s(written.usage))
         progress("measuring", 2 * repeat, 2 * repeat)
         peak_mib = _peak_mib()
-        on_gpu = _on_gpu(model.plan)
+        on_gpu = on_gpus(model.plan) or None
         threads, isa, precise, mmap = model.plan.threads, model.isa, model.precise, model.plan.mmap
 
     token_bytes = weight_bytes_per_token(_core.Gguf(*source.parts))
@@ -203,15 +202,6 @@ def weight_bytes_per_token(file: _core.Gguf) -> int:
     return sum(matrices.values())
 
 
-def _on_gpu(plan: MemoryPlan) -> str | None:
-    """What is on GPUs."""
-    parts = [
-        f"{gpu.n_layers} of {plan.n_layers} layers{' and the output' if gpu.head else ''} on {gpu.description}"
-        for gpu in plan.gpus
-    ]
-    return ", ".join(parts) or None
-
-
 def as_text(found: dict[str, Any]) -> str:
     return table(
         [
@@ -222,7 +212,9 @@ def as_text(found: dict[str, Any]) -> str:
             ("decode", f"{found['decode_tokens_per_s']:.1f} tokens/s ({found['decode_tokens']} tokens)"),
             (
                 "weights read",
-                f"{found['read_gb_per_s']:.2f} GB/s, {100 * found['bandwidth_share']:.0f} % of the "
+                f"{found['read_gb_per_s']:.2f} GB/s"
+                if found["gpu"]
+                else f"{found['read_gb_per_s']:.2f} GB/s, {100 * found['bandwidth_share']:.0f} % of the "
                 f"{found['bandwidth_gb_per_s']:.2f} GB/s that plain reading of this machine's memory reaches",
             ),
             ("load", f"{found['load_s']:.2f} s, to the first token {found['first_token_s']:.2f} s"),

@@ -46,6 +46,12 @@ LENT_SECONDS = 0.02
 T = TypeVar("T")
 
 
+def logit_bytes(n_vocab: int, n_batch: int, n_sequences: int) -> int:
+    """Most bytes of logits that a step of a model keeps."""
+    row = 4 * n_vocab
+    return row * min(n_batch, max(n_sequences, LOGIT_BYTES // row))
+
+
 class Engine:
     """Continuous batching over one core context."""
 

@@ -174,7 +174,8 @@ def find_gpus(gpu: str, ngl: str | int, device: str | None, split: Sequence[floa
         return None
     if split is not None:
         check_split(split, len(found.devices))
-    return Gpus(_core.GpuModule(str(found.module)), found.devices, ngl, tuple(split or ()))
+    asked_for = (gpu, ngl, device) != ("auto", "auto", None)
+    return Gpus(_core.GpuModule(str(found.module)), found.devices, ngl, tuple(split or ()), asked_for)
 
 
 def devices() -> list[Device]:

@@ -6,12 +6,13 @@ import logging
 from typing import Any
 
 from gemmart import _core
-from gemmart.engine import LOGIT_BYTES
+from gemmart.engine import logit_bytes
 from gemmart.errors import InvalidRequest, OutOfMemory
-from gemmart.gpu.plan import Gpus, most_layers, place
+from gemmart.gpu.plan import Gpus, most_layers, place, why_not
 from gemmart.machine import available_memory, usable_cores
 from gemmart.results import GPU_SPARE_BYTES, SPARE_BYTES, MemoryPlan
 from gemmart.sampling import check_number
+from gemmart.terminal import layers
 
 log = logging.getLogger("gemmart")
 
@@ -35,8 +36,8 @@ def make_plan(
 
     ctx None: the trained length, or the longest power of two below it that fits. A longer ctx than trained is capped,
     with a warning. mmap None: packed weights where they fit, else mapped ones, with a warning; packed ones where they
-    are locked. gpus: what layers may be put on; the draft model is on the CPU. Raises InvalidRequest naming the
-    option."""
+    are locked. gpus: what layers may be put on, unless a module that nobody asked for does not run such a model; the
+    draft model is on the CPU. Raises InvalidRequest naming the option, UnsupportedModel."""
     for name, value, limit in (
         ("ctx", ctx, 2**31 - 1),
         ("parallel", parallel, 1024),
@@ -48,11 +49,13 @@ def make_plan(
     if kv_type not in KV_TYPES:
         raise InvalidRequest(f"kv_type: {kv_type!r} is unknown; {', '.join(KV_TYPES)} are known")
     info = facts.info()
-    trained, logits_row = info["n_ctx_train"], 4 * info["n_vocab"]
-    output_bytes = logits_row * min(batch, max(parallel, LOGIT_BYTES // logits_row))
-    output_bytes += 4 * info["dim"] * batch  # states, of which embeddings are made
+    trained = info["n_ctx_train"]
+    state_bytes = 4 * info["dim"] * batch  # of which embeddings are made
     if ctx is not None and ctx > trained:
         log.warning("ctx: %d is more than the %d tokens that the model was trained on; using %d", ctx, trained, trained)
+    if gpus and not gpus.asked_for and (reason := why_not(facts, gpus)):
+        log.warning("gpu: computing on the CPU: %s", reason)
+        gpus = None
     n_threads = threads or usable_cores()
     available = available_memory()
 
@@ -62,12 +65,15 @@ def make_plan(
         common: dict[str, Any] = {"n_batch": batch, "n_kv_tokens": n_ctx * parallel, "n_sequences": parallel}
         common["kv_type"] = kv_type
         on_gpus = place(facts, gpus, common) if gpus else ()
+        gpu_head = any(gpu.head for gpu in on_gpus)
         need = facts.memory_need(
             n_threads=n_threads,
             n_gpu_layers=sum(gpu.n_layers for gpu in on_gpus),
-            gpu_head=any(gpu.head for gpu in on_gpus),
+            gpu_head=gpu_head,
             **common,
         )
+        # Logits that lie on a GPU are fetched row by row.
+        logits = 4 * info["n_vocab"] if gpu_head else logit_bytes(info["n_vocab"], batch, parallel)
         draft_need = draft.memory_need(n_threads=n_threads, **common) if draft else {}
         return MemoryPlan(
             ctx=n_ctx,
@@ -79,7 +85,7 @@ def make_plan(
             mlock=mlock,
             mapped_bytes=need["packed_weights"] if mapped else 0,
             weight_bytes=need["mapped_weights" if mapped else "packed_weights"],
-            buffer_bytes=need["buffers"] + output_bytes,
+            buffer_bytes=need["buffers"] + logits + state_bytes,
             kv_bytes=need["kv"],
             draft_bytes=sum(draft_need.get(part, 0) for part in ("packed_weights", "buffers", "kv")),
             available_bytes=available,
@@ -119,7 +125,7 @@ def check_fits(plan: MemoryPlan, path: str) -> None:
             sizes = (gpu.total_bytes, gpu.weight_bytes, gpu.kv_bytes, gpu.buffer_bytes, gpu.available_bytes)
             mib = [round(n / 2**20) for n in sizes]
             raise OutOfMemory(
-                f"{path}: {gpu.n_layers} layers{' and the output' if gpu.head else ''} on {gpu.device} need "
+                f"{path}: {layers(gpu, plan)} on {gpu.device} need "
                 f"{mib[0]} MiB (weights {mib[1]}, {plan.ctx} tokens of context {mib[2]}, buffers {mib[3]}), but "
                 f"{mib[4]} MiB are free there, of which {GPU_SPARE_BYTES >> 20} are left to others; "
                 f"ngl={plan.most_gpu_layers} fits, or choose a smaller ctx, kv_type='q8_0' or a smaller file"

@@ -76,6 +76,7 @@ class Model:
         progress: Progress,
     ) -> None:
         self.plan = plan
+        self._gpu_module = gpus.module.build() | {"tinyblas": tinyblas} if gpus and plan.gpus else None
         self._file = file
         self.windows = [layer["window"] for layer in file.facts.info()["layers"]]
         """Of each layer in tokens, 0 = unlimited."""
@@ -164,14 +165,15 @@ class Model:
 
     @cached_property
     def computed_by(self) -> dict[str, Any]:
-        """All that keys and values depend on beside the tokens: equal ones are the same bits."""
+        """All that keys and values depend on beside the tokens, as JSON has it: equal ones are the same bits."""
         return {
             "version": _core.version,
             "model": self._file.fingerprint(),
             "kv_type": self.plan.kv_type,
             "isa": self.isa,
             "precise": self.precise,
-            "gpus": [(part.description, part.n_layers, part.head) for part in self.plan.gpus],
+            "gpus": [[part.description, part.n_layers, part.head] for part in self.plan.gpus],
+            "gpu_module": self._gpu_module,
         }
 
     @cached_property

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from gemmart.progress import Progress, terminal_progress
-from gemmart.results import Completion, Delta
+from gemmart.results import Completion, Delta, GpuPlan, MemoryPlan
 
 # Control characters as letters that show them: a model's text must not command the terminal.
 SHOWN = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: chr(0x2421)}
@@ -155,3 +155,13 @@ def table(rows: Iterable[tuple[str, object]]) -> str:
 
 def mib(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:,.1f} MiB"
+
+
+def layers(gpu: GpuPlan, plan: MemoryPlan) -> str:
+    """What is on a GPU."""
+    return f"{gpu.n_layers} of {plan.n_layers} layers{' and the output' if gpu.head else ''}"
+
+
+def on_gpus(plan: MemoryPlan) -> str:
+    """What is on GPUs, if anything."""
+    return ", ".join(f"{layers(gpu, plan)} on {gpu.description}" for gpu in plan.gpus)

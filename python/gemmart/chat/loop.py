@@ -16,7 +16,7 @@ from gemmart.errors import ContextOverflow, GemmartError, InvalidRequest, Templa
 from gemmart.results import Completion
 from gemmart.sampling import Sampling
 from gemmart.summary import without_summary
-from gemmart.terminal import SHOWN, Messages, Output, finish, speeds, why_cut
+from gemmart.terminal import SHOWN, Messages, Output, finish, on_gpus, speeds, why_cut
 
 if TYPE_CHECKING:
     from gemmart import Model, Session, Stream
@@ -132,6 +132,7 @@ class Chat:
         parts = [
             info.name,
             formats[0],
+            *filter(None, [on_gpus(self.model.plan)]),
             f"CPU ({self.model.isa}), threads: {self.model.plan.threads}",
             f"context {self.model.ctx} tokens",
             *([self._server_url] if self._server_url else []),

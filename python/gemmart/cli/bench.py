@@ -88,7 +88,10 @@ def command(arguments: tuple[str, ...], phases: bool, kernels: bool, **given: An
         raise click.UsageError("--compare and --plot go without --kernels and --phases")
     on_gpu = device_of(given)
     if (kernels or phases) and (
-        on_gpu["gpu"] in ("nvidia", "amd") or on_gpu["ngl"] not in ("auto", 0) or on_gpu["device"] or on_gpu["split"]
+        on_gpu["gpu"] in ("nvidia", "amd")
+        or on_gpu["ngl"] not in ("auto", 0)
+        or on_gpu["device"] not in (None, "cpu")
+        or on_gpu["split"]
     ):
         raise click.UsageError("--kernels and --phases are of the CPU")
     messages = messages_of(given)

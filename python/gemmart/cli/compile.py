@@ -59,7 +59,7 @@ def command(**given: Any) -> int:
 def recompile(given: dict[str, Any], messages: Messages) -> None:
     """Build the module of gpu_option and module_options. What nobody asked for by name may fail: the CPU goes on."""
     vendor = given["gpu"] if given["gpu"] in ("nvidia", "amd") else None
-    if given["gpu"] in ("none", "disable") or given["ngl"] == 0:
+    if given["gpu"] in ("none", "disable") or given["ngl"] == 0 or given["device"] == "cpu":
         raise click.UsageError("--recompile: has no effect without a GPU")
     try:
         _build(vendor, (), given, messages)

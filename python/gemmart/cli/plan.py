@@ -96,13 +96,12 @@ def command(arguments: tuple[str, ...], parallel: int, **given: Any) -> int:
 
 
 def _gpu_rows(gpu: GpuPlan, plan: MemoryPlan) -> list[tuple[str, str]]:
-    from gemmart.terminal import mib
+    from gemmart.terminal import layers, mib
 
-    layers = f"{gpu.n_layers} of {plan.n_layers} layers{' and the output' if gpu.head else ''}"
     parts = f"weights {mib(gpu.weight_bytes)}, keys and values {mib(gpu.kv_bytes)}, buffers {mib(gpu.buffer_bytes)}"
     most = "" if plan.most_gpu_layers is None else f"; -ngl {plan.most_gpu_layers} does"
     fits = "it fits" if gpu.fits else f"it does not fit{most}"
     return [
-        (gpu.device, f"{layers}: {mib(gpu.total_bytes)} ({parts})"),
+        (gpu.device, f"{layers(gpu, plan)}: {mib(gpu.total_bytes)} ({parts})"),
         ("", f"{mib(gpu.available_bytes)} are free on {gpu.description}: {fits}"),
     ]

@@ -189,6 +189,7 @@ def command(arguments: tuple[str, ...], **given: Any) -> int:
 def serve(ref: str | None, given: dict[str, Any], messages: Messages) -> int:
     """Serve a model until a signal comes; returns the exit code."""
     from gemmart.server.running import serve_forever
+    from gemmart.terminal import on_gpus
 
     if given["log_format"] == "json":
         from gemmart.logs import LoggedMessages
@@ -198,6 +199,8 @@ def serve(ref: str | None, given: dict[str, Any], messages: Messages) -> int:
         logging.getLogger("gemmart.server").setLevel(min(logging.INFO, logging.getLogger("gemmart").level))
 
     def ready(url: str, model: Model) -> None:
+        if where := on_gpus(model.plan):
+            messages.note(where)
         messages.note(f"{model.info.name}: {url}")
         if not given["no_browser"]:
             open_page(url, messages)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-TIMEOUT = 300.0  # seconds of one command
 MAX_OUTPUT = 1 << 20  # bytes of one that are kept
 TICK = 0.1
 
@@ -27,13 +26,13 @@ class CommandError(Exception):
 
 
 class Commands:
-    """The commands of one task, in one folder and environment, each with TIMEOUT times `work`. end(), from any thread,
+    """The commands of one task, in one folder and environment, each with `timeout` seconds. end(), from any thread,
     ends them and their children."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], work: int = 1) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], timeout: float) -> None:
         self._folder = folder
         self._environment = dict(environment)
-        self._timeout = TIMEOUT * work
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ended = False

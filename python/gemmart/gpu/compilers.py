@@ -16,8 +16,9 @@ from gemmart.gpu.commands import CommandError, Commands
 
 PLAIN = re.compile(r"[\w/.,+@%=: -]+", re.ASCII)
 """Paths that mean the same to a shell: nvcc and hipcc hand theirs to one."""
+ANSWER_SECONDS = 30.0
+"""How long a compiler may take to say what it is; a load that nobody asked a GPU for waits for it."""
 KEPT = re.compile(r"PATH|HOME|LD_LIBRARY_PATH|HIP_CLANG_PATH|HIP_DEVICE_LIB_PATH|DEVICE_LIB_PATH|ROCM_PATH|HIP_PATH")
-
 
 Place = tuple[str, Path | None]
 
@@ -64,7 +65,7 @@ def find(backend: Backend) -> Compiler:
     """Raises BuildError that tells where it looked, or what is wrong with what it found."""
     assert backend.places is not None
     looked = list(backend.places())
-    path = next((path for _, path in looked if path and path.is_file() and os.access(path, os.X_OK)), None)
+    path = next((path.absolute() for _, path in looked if path and path.is_file() and os.access(path, os.X_OK)), None)
     if path is None:
         places = ", ".join(where for where, _ in looked)
         raise BuildError(f"{backend.compiler} is not found; it was looked for in {places}; {backend.install}")
@@ -94,7 +95,7 @@ def _output(path: Path, *arguments: str) -> str:
     """What a compiler says. Raises BuildError."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return Commands(Path(folder), environment(folder)).run([str(path), *arguments])
+            return Commands(Path(folder), environment(folder), ANSWER_SECONDS).run([str(path), *arguments])
         except CommandError as error:
             raise BuildError(f"{path} {' '.join(arguments)} {error.how}", error.output) from None
 
@@ -110,7 +111,14 @@ def find_host(backend: Backend) -> Path | None:
             f"{wanted} is not found, which nvcc needs; install g++ (Debian: apt install g++), or let "
             "NVCC_CCBIN name another C++ compiler"
         )
-    return Path(path)
+    return _plain(Path(path).absolute())
+
+
+def _plain(path: Path) -> Path:
+    """Raises BuildError for a path that a shell would not take for one."""
+    if not PLAIN.fullmatch(str(path)):
+        raise BuildError(f"{path}: compilers hand this path to a shell, to which it means something else")
+    return path
 
 
 def find_blas(compiler: Compiler) -> Blas | None:
@@ -215,7 +223,7 @@ def link_command(
     """All but the objects and -o."""
     libraries = [str(blas.library), f"-rpath={blas.library.parent}"] if blas else []
     if compiler.backend is HIP:
-        libraries.append(f"-rpath={compiler.top / 'lib'}")
+        libraries.append(f"-rpath={_plain(compiler.top / 'lib')}")
     options = [part for name in libraries for part in ("-Xlinker", name)]
     if compiler.backend is HIP:
         return [program, "-shared", "-fPIC", *_offload(archs), *options]

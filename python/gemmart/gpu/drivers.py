@@ -14,6 +14,7 @@ from typing import Any
 SYS, DEV, PROC = Path("/sys"), Path("/dev"), Path("/proc")
 LIBCUDA = ("libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1")
 PCI_VENDORS = {"nvidia": "0x10de", "amd": "0x1002"}
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # variables that hide devices
 MIN_DRIVER = "580"  # the first that runs modules of CUDA 13
 CUDA_13 = (13, 0)
 IN_A_CONTAINER = {
@@ -47,6 +48,12 @@ class Driver:
 
 def find(vendor: str) -> Driver:
     return _nvidia() if vendor == "nvidia" else _amd()
+
+
+def hidden() -> str:
+    """Which variable hides devices, if one does."""
+    name = next((name for name in HIDING if name in os.environ), None)
+    return "" if name is None else f"{name}={os.environ[name]!r} hides devices"
 
 
 def _missing(vendor: str, problem: str, advice: str) -> Driver:
@@ -126,6 +133,7 @@ CUDA_DECLARATIONS = """
     int cuGetErrorString(int error, const char** text);
 """
 COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76  # of CUdevice_attribute
+NO_DEVICE = 100  # of CUresult
 
 
 def _from_libcuda() -> Driver:
@@ -156,7 +164,8 @@ def _from_libcuda() -> Driver:
     code = cuda.cuInit(0)
     if code != 0:
         problem = f"the NVIDIA driver {version or 'of this system'} does not start: {text_of(code)}"
-        return _missing("nvidia", problem, f"see what nvidia-smi says; {IN_A_CONTAINER['nvidia']}")
+        advice = hidden() if code == NO_DEVICE else ""
+        return _missing("nvidia", problem, advice or f"see what nvidia-smi says; {IN_A_CONTAINER['nvidia']}")
     gpus = []
     for index in range(number(cuda.cuDeviceGetCount)):
         device = number(cuda.cuDeviceGet, index)

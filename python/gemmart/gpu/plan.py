@@ -9,7 +9,8 @@ from itertools import accumulate
 from typing import Any
 
 from gemmart import _core
-from gemmart.errors import InvalidRequest
+from gemmart.engine import logit_bytes
+from gemmart.errors import InvalidRequest, UnsupportedModel
 from gemmart.gpu.search import FoundDevice
 from gemmart.results import GPU_SPARE_BYTES, GpuPlan
 
@@ -18,12 +19,13 @@ from gemmart.results import GPU_SPARE_BYTES, GpuPlan
 class Gpus:
     """What a model may be put on. ngl: how many of its last layers, where one more than there are is the output too;
     "all"; or "auto": as many as fit. split: the devices' shares of them; none: the fewest devices that hold them, since
-    devices take turns."""
+    devices take turns. asked_for: by name, so that the CPU alone would not do."""
 
     module: _core.GpuModule
     devices: tuple[FoundDevice, ...]
     ngl: int | str
     split: tuple[float, ...] = ()
+    asked_for: bool = False
 
 
 def check_ngl(ngl: int | str) -> None:
@@ -41,13 +43,23 @@ def check_split(split: Sequence[float], n_devices: int) -> None:
         )
 
 
+def why_not(facts: _core.ModelFacts, gpus: Gpus) -> str:
+    """What keeps the module from running this model, if anything does."""
+    sizes: dict[str, Any] = {"n_batch": 1, "n_kv_tokens": 1, "n_sequences": 1, "kv_type": "f16"}
+    try:
+        facts.gpu_need(gpus.module, n_layers=_everything(facts) - 1, head=True, n_behind=0, **sizes)
+    except UnsupportedModel as error:
+        return str(error)
+    return ""
+
+
 def place(facts: _core.ModelFacts, gpus: Gpus, sizes: Mapping[str, Any]) -> tuple[GpuPlan, ...]:
-    """What was asked for, whether it fits or not; or as much as fits. `sizes`: the arguments of ModelFacts.gpu_need()
-    that are the same for all devices."""
+    """What was asked for, whether it fits or not; or as much as fits, a layer at least where a GPU was asked for.
+    `sizes`: the arguments of ModelFacts.gpu_need() that are the same for all devices."""
     wanted = _everything(facts) if isinstance(gpus.ngl, str) else min(gpus.ngl, _everything(facts))
     plans = _with_layers(facts, gpus, wanted, sizes)
     if gpus.ngl == "auto" and not _fits(plans):
-        return _with_layers(facts, gpus, most_layers(facts, gpus, sizes), sizes)
+        return _with_layers(facts, gpus, max(most_layers(facts, gpus, sizes), int(gpus.asked_for)), sizes)
     return plans
 
 
@@ -90,6 +102,7 @@ def _spread(
     """Consecutive ranges of the last layers, as large as the shares."""
     everything = _everything(facts)
     n_layers = min(ngl, everything - 1)
+    logits = logit_bytes(facts.info()["n_vocab"], sizes["n_batch"], sizes["n_sequences"])
     ends = [round(n_layers * end / sum(shares)) for end in accumulate(shares)]
     taken: dict[int, int] = {}  # bytes, by device: one may be named twice
     for device, begin, end in zip(gpus.devices, [0, *ends], ends, strict=False):
@@ -104,7 +117,7 @@ def _spread(
             n_layers=end - begin,
             head=head,
             weight_bytes=need["weights"],
-            buffer_bytes=need["buffers"],
+            buffer_bytes=need["buffers"] + (logits if head else 0),
             kv_bytes=need["kv"],
             available_bytes=max(0, device.about.free_bytes - taken.get(device.index, 0)),
         )

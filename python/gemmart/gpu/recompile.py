@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gemmart import _core
-from gemmart.errors import BuildError, DeviceError
+from gemmart.errors import BuildError, DeviceError, InvalidRequest
 from gemmart.gpu import compilers, drivers, modules, sources
 from gemmart.gpu.commands import MAX_OUTPUT, CommandError, Commands
 from gemmart.gpu.compilers import PLAIN, Blas, Compiler, backend_of
@@ -24,9 +24,10 @@ from gemmart.gpu.probe import abi_version, probe
 from gemmart.machine import available_memory, usable_cores
 from gemmart.places import modules_folder
 from gemmart.progress import Progress, no_progress
-from gemmart.sources.store import locked
+from gemmart.sources.store import LOCK, locked
 
 JOB_BYTES = 2 << 30  # that one compiler may take
+TIMEOUT = 300.0  # seconds of one, for each architecture
 NEW = ".new-"
 ELSEWHERE = "XDG_CACHE_HOME names another place for the cache"
 
@@ -46,9 +47,11 @@ def build(
     vendor: "nvidia" or "amd"; None: of the architectures, or of the GPU that is here. own_gemm: without cuBLAS or
     hipBLAS. force: a new one in any case. notice: called with a sentence on what is found.
 
-    Raises BuildError, whose message names the log; DeviceError where there is no GPU to build for."""
-    if vendor is None:
-        vendor = _vendor_of(archs)
+    Raises BuildError, whose message names the log; DeviceError where there is no GPU to build for; InvalidRequest for
+    architectures that do not go together."""
+    if archs and vendor not in (None, _vendor_for(archs)):
+        raise InvalidRequest(f"{', '.join(archs)}: are not the architectures of {vendor}'s GPUs")
+    vendor = vendor or (_vendor_for(archs) if archs else _vendor_here())
     compiler = compilers.find(backend_of(vendor))
     host = compilers.find_host(compiler.backend)
     driver = ""
@@ -71,6 +74,8 @@ def build(
         if not force and not any(modules.distrust(path) for path in (target, target / MODULE)):
             broken = probe(target / MODULE).problem
             if not broken:
+                with suppress(OSError):  # the newest is found first
+                    os.utime(target / MODULE)
                 return target / MODULE
             notice(f"{broken}; it is built again")
         for left in root.glob(f"{NEW}*"):  # of a process that was killed
@@ -79,12 +84,14 @@ def build(
     return target / MODULE
 
 
-def _vendor_of(archs: Sequence[str]) -> str:
-    if archs:
-        vendors = {"amd" if arch.startswith("gfx") else "nvidia" for arch in archs}
-        if len(vendors) > 1:
-            raise BuildError(f"{', '.join(archs)}: one module is for NVIDIA's GPUs or for AMD's")
-        return vendors.pop()
+def _vendor_for(archs: Sequence[str]) -> str:
+    vendors = {"amd" if arch.startswith("gfx") else "nvidia" for arch in archs}
+    if len(vendors) > 1:
+        raise InvalidRequest(f"{', '.join(archs)}: one module is for NVIDIA's GPUs or for AMD's")
+    return vendors.pop()
+
+
+def _vendor_here() -> str:
     found = [drivers.find(vendor) for vendor in ("nvidia", "amd")]
     for driver in found:
         if driver.gpus:
@@ -140,8 +147,10 @@ def _folder() -> Path:
         raise BuildError(f"{root}: cannot be made: {error.strerror}; {ELSEWHERE}") from error
     if reason := modules.distrust(root):
         raise BuildError(f"{reason}, so nothing is kept there; {ELSEWHERE}")
-    if not os.access(root, os.W_OK):
-        raise BuildError(f"{root}: may not be written; {ELSEWHERE}")
+    try:
+        (root / LOCK).touch()
+    except OSError as error:
+        raise BuildError(f"{root}: cannot be written: {error.strerror}; {ELSEWHERE}") from error
     return root
 
 
@@ -150,16 +159,18 @@ def _build(
 ) -> None:
     log = target.with_name(f"{target.name}.log")
     printed: list[str] = []
+    where, advice = "the folder of temporary files", "TMPDIR names another one"
     try:
         with _workplace() as folder:
             result = _compile(recipe, compiler, blas, host, folder, progress, printed)
+            where, advice = str(target), ELSEWHERE
             _install(result, recipe, target)
     except CommandError as error:
         printed.append(error.output)
-        where = _write_log(log, printed)
-        raise BuildError(f"{compiler.path} {error.how}{where}", error.output) from None
+        told = _write_log(log, printed)
+        raise BuildError(f"{compiler.path} {error.how}{told}", error.output) from None
     except OSError as error:
-        raise BuildError(f"{target}: cannot be written: {error.strerror}; {ELSEWHERE}") from error
+        raise BuildError(f"{where}: cannot be written: {error.strerror}; {advice}") from error
     _write_log(log, printed)
 
 
@@ -194,9 +205,10 @@ def _compile(
     command = compilers.compile_command(
         program, compiler.backend, recipe.archs, _defines(recipe.archs, blas), includes, host
     )
+    link = compilers.link_command(program, compiler, recipe.archs, blas, host)
     units = sources.units()
     total = len(units) + 1
-    commands = Commands(folder, compilers.environment("tmp"), len(recipe.archs))
+    commands = Commands(folder, compilers.environment("tmp"), TIMEOUT * len(recipe.archs))
 
     def compile_one(path: Path) -> str:
         return commands.run([*command, *compilers.source_arguments(compiler.backend, path), "-o", f"{path.stem}.o"])
@@ -213,7 +225,6 @@ def _compile(
             commands.end()
             raise
     objects = [f"{path.stem}.o" for path in units]
-    link = compilers.link_command(program, compiler, recipe.archs, blas, host)
     printed.append(commands.run([*link, "-o", MODULE, *objects]))
     progress("compiling", total, total)
     if not (folder / MODULE).is_file():

@@ -20,7 +20,6 @@ log = logging.getLogger("gemmart")
 
 VENDORS = ("nvidia", "amd")
 STEPS = ("driver", "device", "module", "abi", "architecture", "memory")
-HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # variables that hide devices
 NOT_REACHED = "not looked at"
 MODULE_VARIABLE = "GEMMART_GPU_MODULE"
 
@@ -75,7 +74,7 @@ def look(gpu: str = "auto") -> Report:
         problem, advice = ("; ".join(getattr(driver, name) for driver in found) for name in ("problem", "advice"))
         return _stop(replace(found[0], problem=problem), [Step("driver", False, problem, advice)])
     # The usable one, else the one that is nearest to it.
-    return max(map(_search, found), key=lambda report: [bool(step.ok) for step in report.steps])
+    return max(map(_search, found), key=lambda report: [*(bool(step.ok) for step in report.steps), report.has_card])
 
 
 def _look_with(path: Path, gpu: str) -> Report:
@@ -163,9 +162,8 @@ def _finish(
         return report(module, Step("abi", False, found.problem, build))
     abi = Step("abi", True, f"version {found.abi} of the border")
     if not found.devices:
-        hidden = [name for name in HIDING if name in os.environ]
-        advice = f"{hidden[0]}={os.environ[hidden[0]]!r} hides devices" if hidden else ""
-        return report(module, abi, Step("architecture", False, found.no_devices or "the module sees no GPU", advice))
+        problem = found.no_devices or "the module sees no GPU"
+        return report(module, abi, Step("architecture", False, problem, drivers.hidden()))
     usable = tuple(
         FoundDevice(f"{backend.name}:{index}", index, device)
         for index, device in enumerate(found.devices)
@@ -191,8 +189,8 @@ def find(gpu: str, ngl: str | int, device: str | None) -> Report | None:
     DeviceError that says why it is not, InvalidRequest for what contradicts."""
     wanted = gpu not in ("auto", "none") or ngl not in ("auto", 0) or device not in (None, "cpu")
     if gpu == "none" or device == "cpu" or ngl == 0:
-        if gpu == "none" and (ngl not in ("auto", 0) or device not in (None, "cpu")):
-            raise InvalidRequest(f"gpu='none', ngl={ngl!r}, device={device!r}: these contradict each other")
+        if ngl not in ("auto", 0) or (gpu == "none" and device not in (None, "cpu")):
+            raise InvalidRequest(f"gpu={gpu!r}, ngl={ngl!r}, device={device!r}: these contradict each other")
         return None
     report = look(gpu)
     if not report.devices:  # what does not fit is said when it is planned

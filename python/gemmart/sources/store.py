@@ -18,6 +18,7 @@ from gemmart.errors import ChecksumError, DiskFull, DownloadError, GemmartError
 from gemmart.progress import Progress
 
 CHUNK = 1 << 20  # bytes
+LOCK = ".lock"
 
 
 def models_folder() -> Path:
@@ -61,7 +62,7 @@ def disk_full(folder: Path, needed: int | None) -> DiskFull:
 def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
     """Hold the lock of `folder` among processes, calling `waiting` if another holds it. Yields whether it is held: on a
     file system without locks it is not, and then the callers' unique temporary names must do."""
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
