@@ -209,9 +209,10 @@ def test_the_chat_and_the_server(model: Path, module: Path, tmp_path: Path) -> N
     body = json.dumps({"model": "x", "prompt": "hello", "max_tokens": 3, "temperature": 0}).encode()
     request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
-        text = json.load(answer)["choices"][0]["text"]
+        completion = json.load(answer)
+    assert completion["system_fingerprint"].endswith("-emulated4")
     with gemmart.load(model, ctx=64, ngl="all") as found:
-        assert text == found.generate("hello", GREEDY, max_tokens=3).text
+        assert completion["choices"][0]["text"] == found.generate("hello", GREEDY, max_tokens=3).text
     child.sendline("/exit")
     child.expect(pexpect.EOF)
     child.close()

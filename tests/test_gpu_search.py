@@ -124,6 +124,10 @@ def test_amd_by_sysfs(system: Path) -> None:
     found = drivers.find("amd")
     assert found.gpus == (Gpu("Instinct MI250X", "gfx90a", 64 << 30), Gpu("AMD gfx1030", "gfx1030", 0))
     assert not found.problem
+    assert found.has_card
+    for node in (2, 10):
+        (nodes / f"{node}/properties").unlink()
+    assert not drivers.find("amd").has_card
     (system / "dev/kfd").unlink()
     missing = drivers.find("amd")
     assert "/dev/kfd may not be opened" in missing.problem

@@ -57,7 +57,7 @@ def command(**given: Any) -> int:
 
 
 def recompile(given: dict[str, Any], messages: Messages) -> None:
-    """Build the module of gpu_option and module_options. What nobody asked for by name may fail: the CPU goes on."""
+    """Build the module of gpu_option and module_options. What nobody asked for by name may fail."""
     vendor = given["gpu"] if given["gpu"] in ("nvidia", "amd") else None
     if given["gpu"] in ("none", "disable") or given["ngl"] == 0 or given["device"] == "cpu":
         raise click.UsageError("--recompile: has no effect without a GPU")
@@ -66,7 +66,7 @@ def recompile(given: dict[str, Any], messages: Messages) -> None:
     except (BuildError, DeviceError) as error:
         if vendor or given["ngl"] != "auto" or given["device"]:
             raise
-        messages.warn(f"--recompile: {error}; computing on the CPU")
+        messages.warn(f"--recompile: {error}; going on without it")
 
 
 def _build(vendor: str | None, archs: tuple[str, ...], given: dict[str, Any], messages: Messages, **more: Any) -> str:

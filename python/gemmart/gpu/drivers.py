@@ -194,7 +194,8 @@ def _amd() -> Driver:
     if not os.access(DEV / "kfd", os.R_OK | os.W_OK):
         advice = f"become a member of the groups render and video; {IN_A_CONTAINER['amd']}"
         return _missing("amd", "the AMD driver's /dev/kfd may not be opened", advice)
-    return Driver("amd", _text(SYS / "module/amdgpu/version") or f"of Linux {platform.release()}", None, tuple(gpus))
+    version = _text(SYS / "module/amdgpu/version") or f"of Linux {platform.release()}"
+    return Driver("amd", version, gpus=tuple(gpus), has_card=bool(gpus) or _has_card("amd"))
 
 
 def _number_of(node: Path) -> int:

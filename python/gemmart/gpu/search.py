@@ -71,7 +71,8 @@ def look(gpu: str = "auto") -> Report:
         return replace(_look_with(Path(named).expanduser().absolute(), gpu), named=True)
     found = [drivers.find(vendor) for vendor in (VENDORS if gpu == "auto" else (gpu,))]
     if not any(driver.has_card for driver in found):
-        problem, advice = ("; ".join(getattr(driver, name) for driver in found) for name in ("problem", "advice"))
+        problem = "; ".join(driver.problem or f"no {driver.vendor} GPU" for driver in found)
+        advice = "; ".join(filter(None, (driver.advice for driver in found)))
         return _stop(replace(found[0], problem=problem), [Step("driver", False, problem, advice)])
     # The usable one, else the one that is nearest to it.
     return max(map(_search, found), key=lambda report: [*(bool(step.ok) for step in report.steps), report.has_card])

@@ -168,8 +168,9 @@ class App:
     def attach(self, model: Model) -> None:
         """The model has been loaded."""
         self.model_id = self._options.model_id or model.info.path.stem
-        # The build and the instruction set: beside the seed, what a text depends on.
-        self.fingerprint = f"gemmart-{__version__}-{model.isa}"
+        # The build, the instruction set and the layers on GPUs: beside the seed, what a text depends on.
+        gpus = (f"{gpu.device.partition(':')[0]}{gpu.n_layers + gpu.head}" for gpu in model.plan.gpus)
+        self.fingerprint = "-".join(["gemmart", __version__, model.isa, *gpus])
         self._attached = int(time.time())
         self.modified: float = self._attached
         with suppress(OSError):  # the file may be gone, and is used all the same
