@@ -67,12 +67,14 @@ def plot(path: str, now: dict[str, Any], earlier: dict[str, Any] | None) -> None
         axes.bar_label(bars, fmt="%.1f")
         axes.set_title(f"{part} of {now[COUNTS[part]]} tokens")
         axes.set_ylabel("tokens/s")
-    limit = now["bandwidth_gb_per_s"] * 1e9 / now["weight_bytes_per_token"]
-    axes.axhline(limit, color="#d93025", linestyle="--")
-    axes.annotate(
-        f"memory allows {limit:.1f}", (0, limit), xytext=(0, -12), textcoords="offset points", color="#d93025"
-    )
-    figure.suptitle(f"{now['model']} · {now['cpu']}, {now['isa']}, threads: {now['threads']}")
+    if not now["gpu"]:  # whose memory is another one
+        limit = now["bandwidth_gb_per_s"] * 1e9 / now["weight_bytes_per_token"]
+        axes.axhline(limit, color="#d93025", linestyle="--")
+        axes.annotate(
+            f"memory allows {limit:.1f}", (0, limit), xytext=(0, -12), textcoords="offset points", color="#d93025"
+        )
+    gpu = f"{now['gpu']}, " if now["gpu"] else ""
+    figure.suptitle(f"{now['model']} · {gpu}{now['cpu']}, {now['isa']}, threads: {now['threads']}")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
