@@ -98,7 +98,7 @@ def test_as_many_layers_as_fit(
 def test_a_model_that_the_kernels_do_not_run(
     tiny: Tiny, module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = tiny("gemma2", head_dim=20)
+    model = tiny("gemma2", n_heads=8, head_dim=20)
     with gemmart.load(model, ctx=64) as found:
         assert found.plan.gpus == ()
         assert found.generate("hello", GREEDY, max_tokens=2).tokens
@@ -174,13 +174,13 @@ def test_the_program_runs(model: Path, module: Path, tmp_path: Path) -> None:
 
 def test_saved_conversations_know_where_they_were_computed(model: Path, module: Path, tmp_path: Path) -> None:
     path = tmp_path / "chat"
-    with gemmart.load(model, ctx=64, ngl="all") as found:
+    with gemmart.load(model, ctx=256, ngl="all") as found:
         chat = found.session()
-        chat.send("hello", sampling=GREEDY, max_tokens=2)
+        chat.send("hello " * 40, sampling=GREEDY, max_tokens=2)
         chat.save(path)
         expected = found.restore(path).send("and", sampling=GREEDY, max_tokens=4).text
     notices: list[str] = []
-    with gemmart.load(model, ctx=64, ngl="all") as again:
+    with gemmart.load(model, ctx=256, ngl="all") as again:
         restored = again.restore(path, notice=notices.append)
         assert restored.send("and", sampling=GREEDY, max_tokens=4).text == expected
     assert notices == []  # its keys and values are put back
@@ -189,7 +189,7 @@ def test_saved_conversations_know_where_they_were_computed(model: Path, module: 
         ({"ngl": 1}, "gpus"),
         ({"ngl": "all", "tinyblas": True}, "gpu_module"),
     ]:
-        with gemmart.load(model, ctx=64, **options) as other:
+        with gemmart.load(model, ctx=256, **options) as other:
             other.restore(path, notice=notices.append).send("and", sampling=GREEDY, max_tokens=4)
         assert f"it was computed with {what} " in notices.pop()
 
