@@ -155,16 +155,19 @@ def test_the_program_plans(model: Path, module: Path, tmp_path: Path) -> None:
 
 
 def test_the_program_runs(model: Path, module: Path, tmp_path: Path) -> None:
-    for flags in [(), ("-ngl", "1"), ("-ngl=999", "--tinyblas"), ("--device", "emulated:0")]:
+    for flags in [("-v",), ("-ngl", "1", "-v"), ("-ngl=999", "--tinyblas"), ("--device", "emulated:0")]:
         done = program.run(
             *(model, "hello", "--temp", "0", "-n", "3", *flags), home=tmp_path, GEMMART_GPU_MODULE=str(module)
         )
         assert done.returncode == 0, done.stderr
+        assert (b"INFO: gpu: " in done.stderr) == ("-v" in flags)
     bench = ("bench", model, "--prompt", "8", "--decode", "2", "--repeat", "1", "--json")
     done = program.run(*bench, home=tmp_path, GEMMART_GPU_MODULE=str(module))
     check("bench", json.loads(done.stdout))
     assert json.loads(done.stdout)["gpu"].startswith(f"{N_LAYERS} of {N_LAYERS} layers and the output on ")
     assert "of the CPU" in failure(program.run(*bench, "--phases", "-ngl", "1", home=tmp_path), 2)
+    done = program.run(*bench[:-1], home=tmp_path, GEMMART_GPU_MODULE=str(module))
+    assert b"plain reading" not in done.stdout  # of another memory
     done = program.run("embed", model, "a", "-ngl", "1", home=tmp_path, GEMMART_GPU_MODULE=str(module))
     assert done.returncode == 0, done.stderr
     done = program.run("doctor", "--json", home=tmp_path, GEMMART_GPU_MODULE=str(module))

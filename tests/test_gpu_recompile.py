@@ -189,6 +189,8 @@ def test_no_gpu_to_build_for(tools: Path, good: Path, monkeypatch: pytest.Monkey
     for vendor in (None, "nvidia"):
         with pytest.raises(DeviceError, match=r"no nvidia driver.*; name what to build for.*: --arch sm_90a"):
             recompile.build(vendor)
+    with pytest.raises(DeviceError, match=r"no AMD here.*--arch gfx90a"):
+        recompile._check_gpus(Driver("amd", problem="no AMD here"), compilers.find(compilers.CUDA))
     assert recompile.build(archs=("sm_90a", "compute_75")).parent.name.startswith("1-sm_90a+compute_75-")
     with pytest.raises(BuildError, match="does not know sm_35"):
         recompile.build(archs=("sm_35",))

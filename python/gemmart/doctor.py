@@ -79,7 +79,7 @@ def as_text(found: dict[str, Any]) -> str:
     for name, folder in found["folders"].items():
         rows.append((f"folder {name}", f"{folder['path']} ({mib(folder['free_bytes'])} free)"))
     gpu = found["gpu"]
-    rows.append(("gpu", "can be used" if gpu["used"] else f"not used: {gpu['reason']}"))
+    rows.append(("gpu", "can be used" if gpu["used"] else "not used"))  # the steps say why
     for step in gpu["steps"]:
         if step["ok"] is not None:
             rows.append((f"gpu {step['name']}", f"{'ok' if step['ok'] else 'no'}: {step['found']}"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gemmart.cli.options import device_of
+from gemmart.cli.options import device_of, log
 
 if TYPE_CHECKING:
     from gemmart import Model
@@ -54,6 +54,7 @@ def resolve_model(ref: str | None, given: dict[str, Any], messages: Messages) ->
 def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **more: Any) -> Model:
     """Load the model, and remember that it was used."""
     import gemmart
+    from gemmart.terminal import on_gpus
 
     found = ref or last_or_default(given["offline"], messages)
     if given.pop("recompile", False):  # once: a chat may load other models later
@@ -76,6 +77,8 @@ def load_model(ref: str | None, given: dict[str, Any], messages: Messages, **mor
             notice=messages.warn,
             **more,
         )
+    if where := on_gpus(model.plan):
+        log.info("gpu: %s", where)
     if ref is not None:
         _remember(ref)
     return model

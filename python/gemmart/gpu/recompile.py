@@ -96,18 +96,19 @@ def _vendor_here() -> str:
     for driver in found:
         if driver.gpus:
             return driver.vendor
-    raise DeviceError(f"{'; '.join(driver.problem or 'no GPU' for driver in found)}; {_NAME_ARCHS}")
+    raise DeviceError(f"{'; '.join(driver.problem or 'no GPU' for driver in found)}; {_name_archs('nvidia')}")
 
 
-_NAME_ARCHS = "name what to build for, to use it elsewhere: --arch sm_90a"
+def _name_archs(vendor: str) -> str:
+    return f"name what to build for, to use it elsewhere: --arch {'gfx90a' if vendor == 'amd' else 'sm_90a'}"
 
 
 def _check_gpus(driver: drivers.Driver, compiler: Compiler) -> None:
     """Raises DeviceError, BuildError where nothing that is built could run here."""
     if driver.problem:
-        raise DeviceError(f"{'; '.join(filter(None, (driver.problem, driver.advice)))}; {_NAME_ARCHS}")
+        raise DeviceError(f"{'; '.join(filter(None, (driver.problem, driver.advice)))}; {_name_archs(driver.vendor)}")
     if not driver.gpus:
-        raise DeviceError(f"the driver knows no GPU; {_NAME_ARCHS}")
+        raise DeviceError(f"the driver knows no GPU; {_name_archs(driver.vendor)}")
     if driver.cuda and compiler.version[0] > driver.cuda[0]:
         raise BuildError(
             f"{compiler.about} at {compiler.path} makes modules for newer drivers than this machine's "
