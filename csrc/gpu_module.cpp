@@ -181,7 +181,7 @@ GemmartKv gpu_kv(const KvCache& cache) {
 
 GpuExecutor::GpuExecutor(const GpuPart& part, const GgufFile& file, const Config& config, const ModelTensors& tensors,
                          int n_batch, bool precise, Loading& loading)
-    : part_(part) {
+    : part_(part), executor_(nullptr, part.module->functions().free) {
     const PartRange range(&file, config, tensors, part.first_layer, part.n_layers, part.head, n_batch, precise,
                           part.own_gemm);
     size_t n_bytes = part.head ? tensors.output->n_bytes : 0;
@@ -192,14 +192,12 @@ GpuExecutor::GpuExecutor(const GpuPart& part, const GgufFile& file, const Config
     loading.total += n_bytes;
     Reading reading{file, loading, {}, nullptr};
     const GemmartReader reader{&Reading::read, &reading};
-    const int32_t status = part.module->functions().load(part.device, range.get(), &reader, &executor_);
+    GemmartExecutor* loaded = nullptr;
+    const int32_t status = part.module->functions().load(part.device, range.get(), &reader, &loaded);
+    executor_.reset(loaded);
     if (reading.error) std::rethrow_exception(reading.error);
     part.module->check_status(status, message("loading onto GPU ", part.device));
     file.bytes().check_unchanged();
-}
-
-GpuExecutor::~GpuExecutor() {
-    if (executor_) part_.module->functions().free(executor_);
 }
 
 GpuContext::~GpuContext() {
@@ -216,7 +214,7 @@ void GpuContext::call(const char* what, Call call) {
 void GpuContext::allocate(const KvCache& cache) {
     const GemmartKv kv = gpu_kv(cache);
     call("making room for keys and values",
-         [&](auto& module) { return module.new_context(executor_->executor_, &kv, &context_); });
+         [&](auto& module) { return module.new_context(executor_->executor_.get(), &kv, &context_); });
 }
 
 void GpuContext::forward(const Batch& batch, const KvCache& cache, float* x, float* hidden, uint8_t* finite) {

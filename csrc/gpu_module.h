@@ -76,14 +76,13 @@ class GpuExecutor {
     // Throws OutOfMemory, DeviceError, UnsupportedError, FileChanged, Cancelled.
     GpuExecutor(const GpuPart& part, const GgufFile& file, const Config& config, const ModelTensors& tensors,
                 int n_batch, bool precise, Loading& loading);
-    ~GpuExecutor();
     GpuExecutor(const GpuExecutor&) = delete;
     const GpuPart& part() const { return part_; }
 
   private:
     friend class GpuContext;
     const GpuPart part_;
-    GemmartExecutor* executor_ = nullptr;
+    std::unique_ptr<GemmartExecutor, decltype(&gemmart_free)> executor_;
     std::mutex mutex_;
 };
 

@@ -83,7 +83,7 @@ EXPORT int32_t gemmart_device(int32_t device, GemmartDevice* found) {
             check_device(cudaMemGetInfo(&n_free, &total), "asking for its memory");
             found->free_bytes = n_free, found->total_bytes = total;
             launch(probe, dim3(1), dim3(32), 0, nullptr);
-            check_device(cudaDeviceSynchronize(), "starting a kernel");
+            check_device(cudaStreamSynchronize(nullptr), "starting a kernel");
             found->usable = 1;
         } catch (const Error& error) {
             copy_text(found->problem, error.what());

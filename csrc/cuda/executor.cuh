@@ -122,6 +122,7 @@ class Context {
     void run_layer(const Pass& pass, int index);
     void run_head(const Pass& pass);
     void run_recorded(const Pass& pass);
+    cudaGraphExec_t record(const Pass& pass);
     void forget_recorded();
 
     Executor& executor_;
@@ -134,6 +135,7 @@ class Context {
     int n_outputs_ = 0;
     std::map<std::vector<int>, Recorded> recorded_;
     int n_moves_ = 0;
+    bool records_ = true;
 };
 
 }  // namespace gemmart::gpu

@@ -170,24 +170,33 @@ void Context::forward(const GemmartBatch& batch, float* x, float* hidden, uint8_
 void Context::run_recorded(const Pass& pass) {
     if (recorded_.size() > kRecorded) forget_recorded();
     Recorded& recorded = recorded_[pass.key()];
-    if (++recorded.n_seen == 1) return run(pass);
-    const cudaStream_t stream = executor_.stream;
+    if (++recorded.n_seen == 1 || !records_) return run(pass);
+    if (!recorded.graph) recorded.graph = record(pass);
     if (!recorded.graph) {
-        check_device(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a pass");
-        cudaGraph_t graph = nullptr;
+        records_ = false;
+        return run(pass);
+    }
+    check_device(cudaGraphLaunch(recorded.graph, executor_.stream), "computing");
+}
+
+// Null where the driver does not record such a pass; what else is wrong with it shows when it runs.
+cudaGraphExec_t Context::record(const Pass& pass) {
+    const cudaStream_t stream = executor_.stream;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t made = nullptr;
+    bool whole = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    if (whole) {
         try {
             run(pass);
-        } catch (...) {
-            cudaStreamEndCapture(stream, &graph);
-            if (graph) cudaGraphDestroy(graph);
-            throw;
+        } catch (const Error&) {
+            whole = false;
         }
-        check_device(cudaStreamEndCapture(stream, &graph), "recording a pass");
-        const cudaError_t error = cudaGraphInstantiate(&recorded.graph, graph, 0);
-        cudaGraphDestroy(graph);
-        check_device(error, "recording a pass");
+        whole = cudaStreamEndCapture(stream, &graph) == cudaSuccess && whole;
     }
-    check_device(cudaGraphLaunch(recorded.graph, stream), "computing");
+    if (whole && cudaGraphInstantiate(&made, graph, 0) != cudaSuccess) made = nullptr;
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();  // it is nobody else's
+    return made;
 }
 
 void Context::run(const Pass& pass) {
