@@ -142,7 +142,12 @@ def test_a_hang_is_cut_with_its_children(tools: Path, good: Path, monkeypatch: p
     with pytest.raises(BuildError, match="did not end within 4 s and was stopped"):
         recompile.build()
     assert time.monotonic() - began < 60
-    children = [int(pid) for pid in (tools / "children").read_text().split()]
+    await_end(tools / "children")
+
+
+def await_end(file: Path) -> None:
+    """Of the processes whose numbers are in a file."""
+    children = [int(pid) for pid in file.read_text().split()]
     assert children
     for _ in range(100):
         if not any(map(_runs, children)):
@@ -313,7 +318,9 @@ def test_a_full_disk(tools: Path, tmp_path: Path, good: Path) -> None:
 
 
 def start(home: Path, tools: Path, *flags: str) -> subprocess.Popen[bytes]:
-    environ = program.environment(home, PATH=f"{tools}:{WITHOUT_COMPILER}", CUDA_HOME="", CUDA_PATH="")
+    environ = program.environment(
+        home, PATH=f"{tools}:{WITHOUT_COMPILER}", CUDA_HOME="", CUDA_PATH="", TMPDIR=str(home)
+    )
     command = [*program.COMMAND, "compile", "--arch", "sm_90a", "--tinyblas", *flags]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -347,6 +354,21 @@ def test_killed_while_compiling(tools: Path, good: Path, tmp_path: Path) -> None
     assert again.returncode == 0, err
     assert Path(out.decode().strip()).is_file()
     assert not list(root.glob(".new-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_ended_while_compiling(tools: Path, good: Path, tmp_path: Path, number: signal.Signals) -> None:
+    children = tools / "children"
+    write_nvcc(tools, good, compile=f"sleep 600 & echo $! >> '{children}'; wait")
+    process = start(tmp_path, tools)
+    while not (children.exists() and children.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    await_end(children)
+    assert not list(tmp_path.glob("gemmart-build-*"))
 
 
 def test_a_broken_module_is_built_again(tools: Path, good: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,7 +77,7 @@ def _build(vendor: str | None, archs: tuple[str, ...], given: dict[str, Any], me
     from gemmart.gpu import recompile
 
     try:
-        with messages.progress() as progress:
+        with messages.progress() as progress, _ended_by_signals():
             path = recompile.build(
                 vendor, archs, own_gemm=given["tinyblas"], progress=progress, notice=messages.note, **more
             )
@@ -82,3 +86,17 @@ def _build(vendor: str | None, archs: tuple[str, ...], given: dict[str, Any], me
             print(error.output.rstrip(), file=sys.stderr)
         raise
     return str(path)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """As Ctrl-C does, SIGTERM and SIGHUP end compilers too, which are in process groups of their own."""
+    if threading.current_thread() is not threading.main_thread():  # of a server, which has handlers of its own
+        yield
+        return
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
