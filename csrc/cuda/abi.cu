@@ -95,7 +95,7 @@ EXPORT int32_t gemmart_plan(const GemmartRange* range, const GemmartKv* kv, Gemm
     return guarded([&] {
         check_range(*range);
         const Weights weights(*range);
-        const auto bytes = page_bytes(*range, static_cast<KvType>(kv->type));
+        const auto bytes = page_layout(weights.layers, static_cast<KvType>(kv->type)).page_bytes;
         *need = {weights.n_bytes(), Buffers(*range, weights, nullptr).n_bytes,
                  kv->n_pages[0] * bytes[0] + kv->n_pages[1] * bytes[1]};
     });

@@ -8,17 +8,13 @@
 namespace gemmart::gpu {
 
 Context::Context(Executor& executor, const GemmartKv& kv)
-    : executor_(executor), type_(static_cast<KvType>(kv.type)), n_pages_{kv.n_pages[0], kv.n_pages[1]} {
-    check<std::invalid_argument>(kv.type >= 0 && kv.type <= static_cast<int>(KvType::Q8_0), "the KV type ", kv.type,
-                                 " is unknown");
-    for (const Layer& l : executor.weights.layers) {
-        size_t& page = page_bytes_[l.window ? Windowed : Global];
-        layer_offset_.push_back(page);
-        page += l.n_kv_heads * kv_head_layout(type_, l.head_dim).n_bytes;
-    }
+    : executor_(executor),
+      type_(static_cast<KvType>(kv.type)),
+      n_pages_{kv.n_pages[0], kv.n_pages[1]},
+      layout_(page_layout(executor.weights.layers, type_)) {
     check_device(cudaSetDevice(executor.device), "choosing the device");
     for (int group : {Global, Windowed}) {
-        pages_[group] = DeviceMemory(n_pages_[group] * page_bytes_[group], "keys and values");
+        pages_[group] = DeviceMemory(n_pages_[group] * layout_.page_bytes[group], "keys and values");
         // What was there before could be no number, and products with a weight of 0 would show it.
         check_device(cudaMemsetAsync(pages_[group].data(), 0, pages_[group].size(), executor.stream),
                      "keys and values");
@@ -46,14 +42,14 @@ std::byte* Context::part(int layer, int page, size_t& n_bytes) {
     check<std::invalid_argument>(page >= 0 && page < n_pages_[group], "page ", page, " is outside 0 … ",
                                  n_pages_[group] - 1);
     n_bytes = l.n_kv_heads * kv_head_layout(type_, l.head_dim).n_bytes;
-    return pages_[group].data() + page * page_bytes_[group] + layer_offset_[layer];
+    return pages_[group].data() + page * layout_.page_bytes[group] + layout_.offsets[layer];
 }
 
 void Context::copy_page(int group, int from, int to) {
     check<std::invalid_argument>((group == Global || group == Windowed) && from >= 0 && from < n_pages_[group] &&
                                      to >= 0 && to < n_pages_[group],
                                  "there is no page ", from, " or ", to, " in group ", group);
-    const size_t size = page_bytes_[group];
+    const size_t size = layout_.page_bytes[group];
     check_device(cudaMemcpyAsync(pages_[group].data() + to * size, pages_[group].data() + from * size, size,
                                  cudaMemcpyDeviceToDevice, executor_.stream),
                  "copying a page");

@@ -37,20 +37,19 @@ GemmartRange without_pointers(GemmartRange range) {
 }  // namespace
 
 void check_range(const GemmartRange& range) {
-    const auto check_matrix = [](const char* name, int layer, const GemmartTensor& t) {
-        check<UnsupportedError>(find_format(t.dtype), "layer ", layer, ": ", name, " has the unknown format ", t.dtype);
-        check<UnsupportedError>(t.n_cols % kGroup == 0, "layer ", layer, ": ", name, " has ", t.n_cols,
+    const auto check_matrix = [](const char* name, const GemmartTensor& t) {
+        check<UnsupportedError>(find_format(t.dtype), name, " has the unknown format ", t.dtype);
+        check<UnsupportedError>(t.n_cols % kGroup == 0, name, " has ", t.n_cols,
                                 " columns, the GPU's kernels need a multiple of ", kGroup);
     };
     for (int i = 0; i < range.n_layers; ++i) {
         const GemmartLayer& l = range.layers[i];
-        check<UnsupportedError>(l.head_dim % 8 == 0 && l.head_dim <= 256, "layer ", i, ": head_dim is ", l.head_dim,
+        check<UnsupportedError>(l.head_dim % 8 == 0 && l.head_dim <= 256, "head_dim is ", l.head_dim,
                                 ", the GPU's kernels need a multiple of 8, at most 256");
-        check_matrix("wq", i, l.wq), check_matrix("wk", i, l.wk), check_matrix("wv", i, l.wv);
-        check_matrix("wo", i, l.wo), check_matrix("gate", i, l.gate), check_matrix("up", i, l.up);
-        check_matrix("down", i, l.down);
+        check_matrix("wq", l.wq), check_matrix("wk", l.wk), check_matrix("wv", l.wv), check_matrix("wo", l.wo);
+        check_matrix("gate", l.gate), check_matrix("up", l.up), check_matrix("down", l.down);
     }
-    if (range.output_norm) check_matrix("output", range.n_layers, range.output);
+    if (range.output_norm) check_matrix("output", range.output);
 }
 
 Buffers::Buffers(const GemmartRange& range, const Weights& weights, std::byte* memory) {
@@ -99,13 +98,16 @@ Executor::~Executor() {
     cudaStreamDestroy(stream);
 }
 
-std::array<size_t, 2> page_bytes(const GemmartRange& range, KvType type) {
-    std::array<size_t, 2> bytes{};
-    for (int i = 0; i < range.n_layers; ++i) {
-        const GemmartLayer& l = range.layers[i];
-        bytes[l.window ? Windowed : Global] += l.n_kv_heads * kv_head_layout(type, l.head_dim).n_bytes;
+PageLayout page_layout(const std::vector<Layer>& layers, KvType type) {
+    check<std::invalid_argument>(type >= KvType::F32 && type <= KvType::Q8_0, "the KV type ", static_cast<int>(type),
+                                 " is unknown");
+    PageLayout layout;
+    for (const Layer& l : layers) {
+        size_t& page = layout.page_bytes[l.window ? Windowed : Global];
+        layout.offsets.push_back(page);
+        page += l.n_kv_heads * kv_head_layout(type, l.head_dim).n_bytes;
     }
-    return bytes;
+    return layout;
 }
 
 }  // namespace gemmart::gpu

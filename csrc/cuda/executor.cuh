@@ -91,8 +91,12 @@ class Executor {
     int n_moves = 0;  // how often memory that a recorded pass knows has moved
 };
 
-// Number of bytes that each group's pages have of a range's layers.
-std::array<size_t, 2> page_bytes(const GemmartRange& range, KvType type);
+// Where the parts of layers stand in the pages of their groups.
+struct PageLayout {
+    std::vector<size_t> offsets;  // of each layer
+    std::array<size_t, 2> page_bytes{};
+};
+PageLayout page_layout(const std::vector<Layer>& layers, KvType type);
 
 class Context {
   public:
@@ -128,8 +132,7 @@ class Context {
     Executor& executor_;
     const KvType type_;
     std::array<int64_t, 2> n_pages_;
-    std::array<size_t, 2> page_bytes_{};
-    std::vector<size_t> layer_offset_;
+    const PageLayout layout_;
     std::array<DeviceMemory, 2> pages_;
     DeviceMemory logits_, finite_, selected_;
     int n_outputs_ = 0;

@@ -244,8 +244,8 @@ void Context::run_layer(const Pass& pass, int index) {
                                b.cosines + angles,
                                b.sines + angles,
                                e.facts.norm_eps,
-                               {type_, kv_head_layout(type_, l.head_dim), pages_[group].data() + layer_offset_[index],
-                                page_bytes_[group], group}};
+                               {type_, kv_head_layout(type_, l.head_dim), pages_[group].data() + layout_.offsets[index],
+                                layout_.page_bytes[group], group}};
     place_heads(pass.places, layer, b.q, b.k, b.v, e.stream);
     const int n = some ? static_cast<int>(pass.last.size()) : pass.n, n_few = some ? pass.n_few_last : pass.n_few;
     if (n == 0) return;
